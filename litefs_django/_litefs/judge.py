@@ -1,0 +1,138 @@
+"""Does this SQL write? A misjudgement costs a write turn, never the guard.
+
+By the first keyword where that decides; a PRAGMA by SQLite's own parser; the rest (`None`) is for the
+caller to settle with EXPLAIN (`explains_write`), which must never be given a PRAGMA: it would run it.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from enum import Enum
+from functools import lru_cache
+
+
+class Kind(Enum):
+    """What a statement does, as far as turn and gate are concerned."""
+
+    READ = "read"
+    WRITE = "write"
+    # The statements before which Python's sqlite3 begins a transaction under AUTOCOMMIT=False.
+    DML = "dml"
+    BEGIN = "begin"
+    BEGIN_WRITE = "begin write"
+    # COMMIT, END, and RELEASE, which commits when it ends the outermost savepoint.
+    COMMIT = "commit"
+    ROLLBACK = "rollback"
+    PRAGMA = "pragma"
+
+
+_FIRST_WORDS = re.compile(
+    r"(?:\s+|--[^\n]*(?:\n|$)|/\*.*?(?:\*/|$))*([A-Za-z]+)(?:\s+([A-Za-z]+))?", re.DOTALL
+)
+_VACUUM_INTO = re.compile(r"\bINTO\b", re.IGNORECASE)
+
+_KINDS = {
+    "SELECT": Kind.READ,
+    "VALUES": Kind.READ,
+    "ATTACH": Kind.READ,
+    "DETACH": Kind.READ,
+    "SAVEPOINT": Kind.READ,
+    "INSERT": Kind.DML,
+    "UPDATE": Kind.DML,
+    "DELETE": Kind.DML,
+    "REPLACE": Kind.DML,
+    "CREATE": Kind.WRITE,
+    "DROP": Kind.WRITE,
+    "ALTER": Kind.WRITE,
+    "REINDEX": Kind.WRITE,
+    "ANALYZE": Kind.WRITE,
+    "VACUUM": Kind.WRITE,
+    "BEGIN": Kind.BEGIN,
+    "COMMIT": Kind.COMMIT,
+    "END": Kind.COMMIT,
+    "RELEASE": Kind.COMMIT,
+    "ROLLBACK": Kind.ROLLBACK,
+    "PRAGMA": Kind.PRAGMA,
+    # EXPLAIN PRAGMA runs the PRAGMA.
+    "EXPLAIN": Kind.PRAGMA,
+}
+
+# PRAGMAs that write into the database, and those that do only when they are given a value.
+_WRITING = {"incremental_vacuum", "optimize", "wal_checkpoint"}
+_WRITING_WITH_VALUE = {"application_id", "auto_vacuum", "default_cache_size", "encoding", "schema_version", "user_version"}
+
+# What LiteFS cannot carry: replicas die of a journal_mode that leaves WAL, a primary of another page
+# size, and under locking_mode=EXCLUSIVE writes fail.
+UNSAFE_PRAGMAS = {"journal_mode", "page_size", "locking_mode"}
+
+
+@dataclass(frozen=True, slots=True)
+class Pragma:
+    """A PRAGMA as SQLite reads it. `schema` is None when the statement names none."""
+
+    name: str
+    value: str | None
+    schema: str | None
+
+    @property
+    def is_unsafe(self) -> bool:
+        """Whether it sets what must not change under LiteFS."""
+        return self.name in UNSAFE_PRAGMAS and self.value is not None
+
+    @property
+    def writes(self) -> bool:
+        """Whether it writes into the database."""
+        return self.name in _WRITING or (self.name in _WRITING_WITH_VALUE and self.value is not None)
+
+
+def judge(sql: str) -> Kind | None:
+    """The kind of a statement by its first words; None when they do not tell."""
+    match = _FIRST_WORDS.match(sql)
+    if match is None:
+        return None
+    keyword = match[1].upper()
+    kind = _KINDS.get(keyword)
+    if kind is Kind.BEGIN and (match[2] or "").upper() in ("IMMEDIATE", "EXCLUSIVE"):
+        return Kind.BEGIN_WRITE
+    if kind is Kind.WRITE and keyword == "VACUUM" and _VACUUM_INTO.search(sql):
+        return Kind.READ
+    return kind
+
+
+@lru_cache(maxsize=256)
+def parse_pragma(sql: str) -> Pragma | None:
+    """The PRAGMA that this PRAGMA or EXPLAIN statement runs; None when it runs none.
+
+    SQLite itself parses it, on an empty database of its own with an authorizer that forbids to run it
+    (sqlite3_set_authorizer: SQLITE_PRAGMA is given the name and the argument).
+    """
+    found: list[Pragma] = []
+
+    def authorize(action: int, name: str | None, value: str | None, schema: str | None, _: str | None) -> int:
+        if action != sqlite3.SQLITE_PRAGMA or name is None:
+            return sqlite3.SQLITE_OK
+        found.append(Pragma(name.lower(), value, schema))
+        return sqlite3.SQLITE_DENY
+
+    with closing(sqlite3.connect(":memory:")) as scratch:
+        scratch.set_authorizer(authorize)
+        try:
+            scratch.execute(sql)
+        except sqlite3.Error as error:
+            if not found and "unknown database" in str(error):
+                # A PRAGMA of an attached database: its name must do.
+                named = next((name for name in UNSAFE_PRAGMAS if name in sql.lower()), "")
+                return Pragma(named, "" if named else None, str(error).rpartition(" ")[2])
+    return found[0] if found else None
+
+
+def explains_write(rows: Iterable[tuple[object, ...]]) -> bool:
+    """Whether EXPLAIN's rows open a write transaction on anything but the temporary database.
+
+    The opcode Transaction opens one when its P2 is not 0 (sqlite.org/opcode.html); P1 1 is `temp`.
+    """
+    return any(row[1] == "Transaction" and row[3] != 0 and row[2] != 1 for row in rows)

@@ -1,0 +1,53 @@
+"""What `manage.py litefs_run` tells the supervisor, which never loads Django or the project."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+Command = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeDescription:
+    """One node, ready to be run. Commands are argument lists; paths are absolute.
+
+    `search_path` is the PATH under which LiteFS finds fusermount3; `other_nodes` the (host, port) of
+    the other nodes' LiteFS HTTP APIs; `migrate` the commands that bring every database up to date and
+    `migrate_check` those that end with 0 once that is so, both empty without --migrate; `claims` the
+    descriptors that hold this node's directories against a second supervisor.
+    """
+
+    mount_path: Path
+    run_path: Path
+    databases: tuple[str, ...]
+    other_nodes: tuple[tuple[str, int], ...]
+    litefs: Command
+    search_path: str
+    application: Command
+    on_primary: tuple[Command, ...]
+    migrate: tuple[Command, ...]
+    migrate_check: tuple[Command, ...]
+    claims: tuple[int, ...]
+
+    def write(self, path: Path) -> None:
+        """Puts it there as one step, readable for its owner only: commands may carry secrets."""
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(descriptor, "w", encoding="utf-8") as file:
+            json.dump(asdict(self), file, default=str, indent=1)
+        temporary.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> NodeDescription:
+        """The description that `write` put there."""
+        raw: dict[str, Any] = {key: _frozen(value) for key, value in json.loads(path.read_text("utf-8")).items()}
+        raw |= {key: Path(raw[key]) for key in ("mount_path", "run_path")}
+        return cls(**raw)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value

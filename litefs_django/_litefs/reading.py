@@ -1,0 +1,225 @@
+"""From the LITEFS dictionary, as a user wrote it, to LiteFSSettings: every mistake found at once."""
+
+from __future__ import annotations
+
+import difflib
+import socket
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from litefs_django._litefs import litefs_yml
+from litefs_django._litefs.errors import SettingProblem, SettingsError
+from litefs_django._litefs.settings import (
+    ClusterConfig,
+    ConsulConfig,
+    DatabaseConfig,
+    LeaseType,
+    LiteFSSettings,
+    Node,
+)
+
+T = TypeVar("T")
+
+
+def read_settings(raw: object, databases: Mapping[str, object]) -> LiteFSSettings:
+    """LiteFSSettings from LITEFS and from each litefs alias's DATABASES NAME.
+
+    Raises SettingsError with every problem found, however many values are wrong.
+    """
+    problems: list[SettingProblem] = []
+    top = _Section("LITEFS", raw, problems)
+    node = top.take("NODE", _text, socket.gethostname())
+    port = top.take("HTTP_PORT", _whole, 20202)
+    nodes = _read_nodes(top, node, port)
+    primary = top.take("PRIMARY", _text, None)
+    leader_election = cast(LeaseType, top.take("LEADER_ELECTION", _text, "static"))
+    if primary is None and leader_election == "static" and len(nodes) == 1:
+        primary = nodes[0].name
+    mount_path = top.take("MOUNT_PATH", _path, Path("/litefs"))
+    values: dict[str, Any] = {
+        "enabled": top.take("ENABLED", _flag, True),
+        "mount_path": mount_path,
+        "data_path": top.take("DATA_PATH", _path, Path("/var/lib/litefs")),
+        "run_path": top.take("RUN_PATH", _path, None),
+        "leader_election": leader_election,
+        "consul": _read_consul(top),
+        "databases": _read_databases(databases, mount_path, problems),
+        "retention": top.take("RETENTION", _seconds, 600.0),
+        "max_lag": top.take("MAX_LAG", _seconds, 10.0),
+        "allow_other": top.take("ALLOW_OTHER", _flag, None),
+        "litefs_yml": top.take("LITEFS_YML", _mapping, {}),
+        "binary": top.take("BINARY", _text, None),
+    }
+    top.refuse_unknown()
+    # A node that could not be read is missing from `nodes`: what would follow from that is no news.
+    whole = not any(problem.setting.startswith('LITEFS["NODE') for problem in problems)
+    cluster = _build(problems, lambda: ClusterConfig(nodes=nodes, node=node, primary=primary)) if whole else None
+    stand_in = ClusterConfig(nodes=(Node(name="x", address="localhost"),), node="x", primary=primary and "x")
+    settings = _build(problems, lambda: LiteFSSettings(cluster=cluster or stand_in, **values))
+    problems += litefs_yml.find_problems(
+        values["litefs_yml"],
+        is_primary=primary == node if leader_election == "static" else None,
+        http_port=cluster.this.http_port if cluster else None,
+    )
+    if problems or settings is None:
+        raise SettingsError(problems)
+    return settings
+
+
+def _read_nodes(top: _Section, this: str, port: int) -> tuple[Node, ...]:
+    nodes: list[Node] = []
+    for name, raw in top.take("NODES", _mapping, {this: {"ADDRESS": "127.0.0.1"}}).items():
+        section = _Section(f'{top.path}["NODES"]["{name}"]', raw, top.problems)
+        address = section.take("ADDRESS", _text, None)
+        url = section.take("URL", _text, None)
+        http_port = section.take("HTTP_PORT", _whole, port)
+        section.refuse_unknown()
+        if not isinstance(name, str):
+            section.note("E003", "", f"{name!r} is not a str.", "Name each node with a str.")
+        elif address is not None:
+            node = _build(
+                top.problems, lambda: Node(name=name, address=address, url=url, http_port=http_port)  # noqa: B023
+            )
+            if node is not None:
+                nodes.append(node)
+        else:
+            section.require("ADDRESS", "Give the host name or IP address that the other nodes reach.")
+    return tuple(nodes)
+
+
+def _read_consul(top: _Section) -> ConsulConfig | None:
+    raw = top.take("CONSUL", _mapping, None)
+    if raw is None:
+        return None
+    section = _Section(f'{top.path}["CONSUL"]', raw, top.problems)
+    url = section.take("URL", _text, None)
+    key = section.take("KEY", _text, None)
+    ttl = section.take("TTL", _seconds, 10.0)
+    section.refuse_unknown()
+    section.require("URL", "Like 'http://10.0.0.9:8500'.")
+    section.require("KEY", "A name for this cluster's lease, like 'litefs/mysite'.")
+    return _build(top.problems, lambda: ConsulConfig(url=url or "http://x", key=key or "x", ttl=ttl))
+
+
+def _read_databases(
+    databases: Mapping[str, object], mount_path: Path, problems: list[SettingProblem]
+) -> tuple[DatabaseConfig, ...]:
+    found: list[DatabaseConfig] = []
+    for alias, raw in databases.items():
+        path = Path(str(raw)) if isinstance(raw, (str, Path)) and str(raw) else None
+        if path is None or (path.is_absolute() and path.parent != mount_path):
+            problems.append(
+                SettingProblem(
+                    "E007",
+                    f'DATABASES["{alias}"]["NAME"]',
+                    f"{str(raw)!r} is not a file directly on LITEFS[\"MOUNT_PATH\"] {str(mount_path)!r}.",
+                    "Give a plain file name like 'db.sqlite3'; it lies on the mount.",
+                )
+            )
+            continue
+        name = path.name if path.is_absolute() else str(raw)
+        database = _build(problems, lambda: DatabaseConfig(alias=alias, name=name))  # noqa: B023
+        if database is not None:
+            found.append(database)
+    return tuple(found)
+
+
+class _Section:
+    """One dictionary of the settings: takes keys out of it and notes what is wrong with them."""
+
+    def __init__(self, path: str, raw: object, problems: list[SettingProblem]) -> None:
+        self.path = path
+        self.problems = problems
+        self.known: list[str] = []
+        self.raw: Mapping[Any, Any] = {}
+        if isinstance(raw, Mapping):
+            self.raw = raw
+        else:
+            self.note("E003", "", f"{raw!r} is not a dictionary.", "Write a dict.")
+
+    def note(self, code: str, key: str, message: str, hint: str) -> None:
+        path = f'{self.path}["{key}"]' if key else self.path
+        self.problems.append(SettingProblem(code, path, message, hint))
+
+    def take(self, key: str, convert: Callable[[object], T], default: Any) -> Any:
+        self.known.append(key)
+        if key not in self.raw:
+            return default
+        try:
+            return convert(self.raw[key])
+        except TypeError as error:
+            self.note("E003", key, f"{self.raw[key]!r} is not {error}.", f"Its type is {_type(self.raw[key])}.")
+        except ValueError as error:
+            self.note("E004", key, f"{self.raw[key]!r} is not {error}.", "")
+        return default
+
+    def require(self, key: str, hint: str) -> None:
+        if key not in self.raw:
+            self.note("E005", key, "is missing.", hint)
+
+    def refuse_unknown(self) -> None:
+        for key in self.raw:
+            if key in self.known:
+                continue
+            near = difflib.get_close_matches(str(key).upper(), self.known, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"The keys are: {', '.join(self.known)}."
+            self.note("E002", str(key), "is not a known key.", hint)
+
+
+def _build(problems: list[SettingProblem], make: Callable[[], T]) -> T | None:
+    try:
+        return make()
+    except SettingsError as error:
+        problems.extend(error.problems)
+        return None
+
+
+def _type(value: object) -> str:
+    return type(value).__name__
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("a str")
+    if not value:
+        raise ValueError("allowed: it must not be empty")
+    return value
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError("True or False")
+    return value
+
+
+def _whole(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError("a whole number (int)")
+    return value
+
+
+def _path(value: object) -> Path:
+    if not isinstance(value, (str, Path)):
+        raise TypeError("a path (str or pathlib.Path)")
+    if not str(value):
+        raise ValueError("a path: it is empty")
+    return Path(value)
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError("a duration (a number of seconds or a timedelta)")
+    # LiteFS counts in nanoseconds in 63 bits, which is 292 years; NaN fails every comparison.
+    if not 0 <= value <= 10 * 365 * 86400:
+        raise ValueError("a duration in seconds between 0 and ten years")
+    return float(value)
+
+
+def _mapping(value: object) -> Mapping[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError("a dictionary")
+    return value

@@ -1,0 +1,368 @@
+"""The entities: what a cluster is, as values that are valid once they exist.
+
+Each validates itself on construction and raises SettingsError with every problem it has.
+`litefs_django._litefs.reading` builds them from the LITEFS dictionary, `config.py` turns them into
+litefs.yml. They import nothing of the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
+
+from litefs_django._litefs.errors import SettingProblem, SettingsError
+
+LeaseType = Literal["static", "consul"]
+LEASE_TYPES: tuple[LeaseType, ...] = get_args(LeaseType)
+
+# A file of these names belongs to LiteFS (its special files beside each database).
+RESERVED_SUFFIXES = ("-journal", "-wal", "-shm", "-pos", "-lock")
+
+_NODE_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+_HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(\.(?!-)[A-Za-z0-9_-]{1,63})*\.?")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class _Problems(list[SettingProblem]):
+    """Collects what is wrong, to be raised together."""
+
+    def note(self, code: str, setting: str, message: str, hint: str) -> None:
+        self.append(SettingProblem(code, setting, message, hint))
+
+    def raise_any(self) -> None:
+        if self:
+            raise SettingsError(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One machine of the cluster.
+
+    `name` is what LiteFS calls its hostname and writes into `.primary`; `address` a host name or
+    IP address that the other nodes reach, without a port; `url` the application server's own base
+    URL, if known; `http_port` where LiteFS's HTTP API listens.
+    """
+
+    name: str
+    address: str
+    url: str | None = None
+    http_port: int = 20202
+
+    def __post_init__(self) -> None:
+        problems = _Problems()
+        where = f'LITEFS["NODES"]["{self.name}"]'
+        if not _NODE_NAME.fullmatch(self.name):
+            problems.note(
+                "E004",
+                where,
+                f"{self.name!r} cannot be a node's name.",
+                "Use 1 to 63 letters, digits, '.', '_' or '-', beginning and ending with a letter or digit.",
+            )
+        if not _is_host(self.address):
+            problems.note(
+                "E004",
+                f'{where}["ADDRESS"]',
+                f"{self.address!r} is not an address.",
+                "Give a host name or an IP address that the other nodes reach, without scheme, port or brackets.",
+            )
+        if self.url is not None and (reason := _url_problem(self.url)):
+            problems.note(
+                "E004",
+                f'{where}["URL"]',
+                f"{self.url!r} {reason}.",
+                "Give the application server's base URL, like 'http://10.0.0.1:8000'.",
+            )
+        check_port(problems, f'{where}["HTTP_PORT"]', self.http_port)
+        problems.raise_any()
+
+    @property
+    def http_url(self) -> str:
+        """Where the node's LiteFS HTTP API answers."""
+        return f"http://{self.host_and_port}"
+
+    @property
+    def host_and_port(self) -> str:
+        """ADDRESS:HTTP_PORT, an IPv6 address in brackets."""
+        host = f"[{self.address}]" if ":" in self.address else self.address
+        return f"{host}:{self.http_port}"
+
+    def listens_on(self) -> Iterable[tuple[int, str]]:
+        """Each (port, setting that names it) that this node's address carries."""
+        yield self.http_port, f'LITEFS["NODES"]["{self.name}"]["HTTP_PORT"]'
+        if self.url is not None:
+            parts = urlsplit(self.url)
+            if parts.hostname == self.address.lower():
+                port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+                yield port, f'LITEFS["NODES"]["{self.name}"]["URL"]'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterConfig:
+    """All nodes, which one this is, and (static lease) which one is the primary."""
+
+    nodes: tuple[Node, ...]
+    node: str
+    primary: str | None = None
+
+    def __post_init__(self) -> None:
+        problems = _Problems()
+        names = [node.name for node in self.nodes]
+        known = f"The nodes are: {', '.join(sorted(names)) or 'none'}."
+        if self.node not in names:
+            problems.note(
+                "E006", 'LITEFS["NODE"]', f"{self.node!r} is not one of the nodes in LITEFS[\"NODES\"].", known
+            )
+        if self.primary is not None and self.primary not in names:
+            problems.note("E006", 'LITEFS["PRIMARY"]', f"no node is named {self.primary!r}.", known)
+        if len(set(names)) != len(names):
+            problems.note("E006", 'LITEFS["NODES"]', f"a name is used twice in {names}.", "Name each node once.")
+        used: dict[tuple[str, int], str] = {}
+        for node in self.nodes:
+            for port, setting in node.listens_on():
+                first = used.setdefault((node.address.lower(), port), setting)
+                if first != setting:
+                    problems.note(
+                        "E006",
+                        setting,
+                        f"port {port} of {node.address} is used by {first} as well.",
+                        "Give each its own port.",
+                    )
+        problems.raise_any()
+
+    @property
+    def this(self) -> Node:
+        """The node that this process runs on."""
+        return next(node for node in self.nodes if node.name == self.node)
+
+    def get(self, name: str | None) -> Node | None:
+        """The node of that name, None when there is none."""
+        return next((node for node in self.nodes if node.name == name), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseConfig:
+    """One database on the mount: Django's alias and the bare file name."""
+
+    alias: str
+    name: str
+
+    def __post_init__(self) -> None:
+        if reason := database_name_problem(self.name):
+            raise SettingsError(
+                [
+                    SettingProblem(
+                        "E007",
+                        f'DATABASES["{self.alias}"]["NAME"]',
+                        f"{self.name!r} {reason}.",
+                        "Give a plain file name like 'db.sqlite3'; it lies directly on LITEFS[\"MOUNT_PATH\"].",
+                    )
+                ]
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsulConfig:
+    """Where LiteFS keeps its lease with LEADER_ELECTION = "consul". `ttl` is in seconds."""
+
+    url: str
+    key: str
+    ttl: float = 10.0
+
+    def __post_init__(self) -> None:
+        problems = _Problems()
+        if reason := _url_problem(self.url):
+            # A path makes LiteFS register itself in Consul's catalogue and exit when that fails.
+            problems.note(
+                "E004", 'LITEFS["CONSUL"]["URL"]', f"{redacted(self.url)!r} {reason}.", "Like 'http://10.0.0.9:8500'."
+            )
+        if not self.key or _CONTROL.search(self.key) or self.key.startswith("/"):
+            problems.note(
+                "E004",
+                'LITEFS["CONSUL"]["KEY"]',
+                f"{self.key!r} cannot be a key.",
+                "Give a name for this cluster's lease, without a leading '/', like 'litefs/mysite'.",
+            )
+        if not 10 <= self.ttl <= 86400:
+            problems.note(
+                "E004",
+                'LITEFS["CONSUL"]["TTL"]',
+                f"{self.ttl!r} seconds is outside of what Consul takes for a session.",
+                "Use 10 to 86400 seconds.",
+            )
+        problems.raise_any()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiteFSSettings:
+    """The whole of `LITEFS`, valid. Durations are in seconds.
+
+    `allow_other` None means: on when the supervisor is root (others may then open the mount).
+    `litefs_yml` holds extra litefs.yml keys, checked by `ConfigGenerator`.
+    """
+
+    cluster: ClusterConfig
+    enabled: bool = True
+    mount_path: Path = Path("/litefs")
+    data_path: Path = Path("/var/lib/litefs")
+    run_path: Path | None = None
+    leader_election: LeaseType = "static"
+    consul: ConsulConfig | None = None
+    databases: tuple[DatabaseConfig, ...] = ()
+    retention: float = 600.0
+    max_lag: float = 10.0
+    allow_other: bool | None = None
+    litefs_yml: Mapping[str, Any] = field(default_factory=dict)
+    binary: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.run_path is None:
+            digest = hashlib.sha256(str(self.mount_path).encode()).hexdigest()[:12]
+            object.__setattr__(self, "run_path", Path("/run/litefs_django") / digest)
+        problems = _Problems()
+        self._check_paths(problems)
+        self._check_lease(problems)
+        self._check_databases(problems)
+        if self.retention <= 0:
+            problems.note(
+                "E004",
+                'LITEFS["RETENTION"]',
+                f"{self.retention!r} would break replication: LiteFS makes its snapshot time-out of it.",
+                "Give a number of seconds above 0; LiteFS's own default is 600.",
+            )
+        if self.max_lag <= 0:
+            problems.note("E004", 'LITEFS["MAX_LAG"]', f"{self.max_lag!r} is not above 0.", "Give seconds, like 10.")
+        problems.raise_any()
+
+    @property
+    def run(self) -> Path:
+        """RUN_PATH, always set."""
+        assert self.run_path is not None
+        return self.run_path
+
+    def _check_paths(self, problems: _Problems) -> None:
+        paths = {"MOUNT_PATH": self.mount_path, "DATA_PATH": self.data_path, "RUN_PATH": self.run}
+        for key, path in paths.items():
+            if not path.is_absolute() or ".." in path.parts or path == Path("/") or _CONTROL.search(str(path)):
+                problems.note(
+                    "E004",
+                    f'LITEFS["{key}"]',
+                    f"{str(path)!r} is not an absolute path of a directory of its own.",
+                    "Give an absolute path without '..', like '/litefs'.",
+                )
+        for (key, path), (other_key, other) in combinations(paths.items(), 2):
+            inside_data = (key, other_key) == ("DATA_PATH", "RUN_PATH")
+            if not inside_data and (path.is_relative_to(other) or other.is_relative_to(path)):
+                problems.note(
+                    "E006",
+                    f'LITEFS["{other_key}"]',
+                    f"{str(other)!r} and LITEFS[\"{key}\"] {str(path)!r} overlap.",
+                    "Keep them in separate directories: the mount shows LiteFS's databases and nothing else.",
+                )
+
+    def _check_lease(self, problems: _Problems) -> None:
+        if self.leader_election not in LEASE_TYPES:
+            problems.note(
+                "E004",
+                'LITEFS["LEADER_ELECTION"]',
+                f"{self.leader_election!r} is not a kind of leader election.",
+                f"Use one of: {', '.join(repr(kind) for kind in LEASE_TYPES)}.",
+            )
+        if self.leader_election == "static" and self.cluster.primary is None:
+            problems.note(
+                "E005",
+                'LITEFS["PRIMARY"]',
+                "a static lease needs to know which node is the primary.",
+                "Name one of LITEFS[\"NODES\"].",
+            )
+        if self.leader_election == "consul":
+            if self.consul is None:
+                problems.note(
+                    "E005",
+                    'LITEFS["CONSUL"]',
+                    "is missing, and LITEFS[\"LEADER_ELECTION\"] is 'consul'.",
+                    'Give {"URL": "http://10.0.0.9:8500", "KEY": "litefs/mysite"}.',
+                )
+            if self.cluster.primary is not None:
+                problems.note(
+                    "E006",
+                    'LITEFS["PRIMARY"]',
+                    f"{self.cluster.primary!r} is set, but with 'consul' the nodes elect their primary.",
+                    "Remove it, or set LITEFS[\"LEADER_ELECTION\"] to 'static'.",
+                )
+        elif self.consul is not None:
+            problems.note(
+                "E006",
+                'LITEFS["CONSUL"]',
+                f"is set, but LITEFS[\"LEADER_ELECTION\"] is {self.leader_election!r}.",
+                "Remove it, or set LITEFS[\"LEADER_ELECTION\"] to 'consul'.",
+            )
+
+    def _check_databases(self, problems: _Problems) -> None:
+        aliases: dict[str, str] = {}
+        for database in self.databases:
+            first = aliases.setdefault(database.name, database.alias)
+            if first != database.alias:
+                problems.note(
+                    "E007",
+                    f'DATABASES["{database.alias}"]["NAME"]',
+                    f"{database.name!r} is the file of DATABASES[\"{first}\"] too.",
+                    "Give each alias a file of its own.",
+                )
+
+
+def database_name_problem(name: str) -> str:
+    """Why LiteFS cannot hold a database of this file name; "" when it can."""
+    if not name or "/" in name or _CONTROL.search(name):
+        return "is not a plain file name, and LiteFS has no subdirectories"
+    if name.startswith("."):
+        return "begins with '.', which LiteFS keeps for its own files"
+    if suffix := next((suffix for suffix in RESERVED_SUFFIXES if name.endswith(suffix)), None):
+        return f"ends with {suffix!r}, which LiteFS keeps for its own files"
+    if len(name.encode()) > 240:
+        return "is longer than 240 bytes"
+    return ""
+
+
+def check_port(problems: _Problems, setting: str, port: int) -> None:
+    """Notes a port that no server can listen on."""
+    if not 1 <= port <= 65535:
+        problems.note("E004", setting, f"{port!r} is not a port.", "Use 1 to 65535.")
+
+
+def redacted(url: str) -> str:
+    """The URL without a password that it may carry."""
+    return re.sub(r"//[^/@]*@", "//...@", url)
+
+
+def _is_host(address: str) -> bool:
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
+        # All digits and dots is a mistyped IPv4 address, not a name.
+        return bool(_HOST_NAME.fullmatch(address)) and not re.fullmatch(r"[\d.]+", address)
+    return "%" not in address
+
+
+def _url_problem(url: str) -> str:
+    """Why this is not the base URL of a server; "" when it is."""
+    if _CONTROL.search(url) or " " in url:
+        return "holds a space or a control character"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        return f"is not a URL ({error})"
+    if parts.scheme not in ("http", "https"):
+        return "does not begin with http:// or https://"
+    if not parts.hostname or not _is_host(parts.hostname) or port == 0:
+        return "has no usable host and port"
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        return "has a path, query or fragment"
+    return ""

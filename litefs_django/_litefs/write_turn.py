@@ -1,0 +1,185 @@
+"""The write turn and the commit gate: who may write on this machine, and who may commit.
+
+Two locks per database, each an flock on a file in RUN_PATH, so that the kernel frees them when their
+holder dies:
+
+- the turn is the queue of writers, held from BEGIN IMMEDIATE to the end of the commit's check;
+- the gate is held around a commit alone. The supervisor takes it to change the role or to stop LiteFS:
+  a commit in flight at that moment is what makes LiteFS lose an acknowledged write and exit.
+
+flock has no time-out, so per process and file one helper thread blocks in it for those who wait, first
+come, first served. While nobody waits the lock is tried directly (2 us).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from collections import deque
+from pathlib import Path
+from weakref import WeakSet
+
+
+def turn_path(run_path: Path, database: str) -> Path:
+    """The lock file of a database's write turn."""
+    return run_path / f"{database}.turn"
+
+
+def gate_path(run_path: Path, database: str) -> Path:
+    """The lock file of a database's commit gate."""
+    return run_path / f"{database}.gate"
+
+
+class FileLock:
+    """One holder's handle on a lock file: a connection has its own, so threads exclude each other too.
+
+    Not reentrant. Opening raises OSError when the file is neither there nor can be made. A forked
+    child's copy is closed (it would keep its parent's lock), and opens anew when the child uses it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.is_held = False
+        self._file = _open(path)
+
+    def acquire(self, timeout: float) -> bool:
+        """Takes the lock, waiting at most `timeout` seconds; False when that was not enough."""
+        while True:
+            if self._file.descriptor < 0:
+                self._file = _open(self.path)
+            if not _queue(self.path).take(self._file, timeout):
+                return False
+            if os.fstat(self._file.descriptor).st_nlink:
+                self.is_held = True
+                return True
+            # Somebody removed the file: its lock excludes nobody who came later.
+            self._file.close()
+
+    def release(self) -> None:
+        """Gives the lock back; nothing happens when it is not held."""
+        if self.is_held:
+            self.is_held = False
+            if self._file.descriptor >= 0:
+                fcntl.flock(self._file.descriptor, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Gives the lock back and closes its file."""
+        self.is_held = False
+        self._file.close()
+
+
+class _File:
+    """An open lock file that closes with its last reference, as when a thread dies."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        _files.add(self)
+
+    def close(self) -> None:
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    __del__ = close
+
+
+class _Waiter:
+    def __init__(self, file: _File) -> None:
+        self.file = file
+        self.is_granted = False
+        self.has_given_up = False
+        self.error: OSError | None = None
+        self.wake = threading.Lock()
+        self.wake.acquire()
+
+
+class _Queue:
+    """Those of this process who wait for one lock file, and the thread that blocks for them."""
+
+    def __init__(self) -> None:
+        self._waiters: deque[_Waiter] = deque()
+        self._changed = threading.Condition(threading.Lock())
+        self._has_thread = False
+
+    def take(self, file: _File, timeout: float) -> bool:
+        if not self._waiters:
+            try:
+                fcntl.flock(file.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pass
+            else:
+                return True
+        return timeout > 0 and self._wait(_Waiter(file), timeout)
+
+    def _wait(self, waiter: _Waiter, timeout: float) -> bool:
+        with self._changed:
+            self._waiters.append(waiter)
+            if not self._has_thread:
+                self._has_thread = True
+                threading.Thread(target=self._serve, name="litefs-write-turn", daemon=True).start()
+            self._changed.notify()
+        try:
+            waiter.wake.acquire(timeout=min(timeout, threading.TIMEOUT_MAX))
+        except BaseException:
+            if self._give_up(waiter):
+                fcntl.flock(waiter.file.descriptor, fcntl.LOCK_UN)
+            raise
+        if waiter.error is not None:
+            raise waiter.error
+        return self._give_up(waiter)
+
+    def _give_up(self, waiter: _Waiter) -> bool:
+        """Ends the wait; whether the lock had been granted after all."""
+        with self._changed:
+            waiter.has_given_up = not waiter.is_granted
+            # The first one's file is what the thread blocks on: that it takes away itself.
+            if waiter.has_given_up and waiter in self._waiters and self._waiters[0] is not waiter:
+                self._waiters.remove(waiter)
+            return waiter.is_granted
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                if not self._waiters and not self._changed.wait_for(lambda: self._waiters, timeout=10):
+                    self._has_thread = False
+                    return
+                waiter = self._waiters[0]
+            try:
+                if not waiter.has_given_up:
+                    fcntl.flock(waiter.file.descriptor, fcntl.LOCK_EX)
+            except OSError as error:
+                waiter.error = error
+            with self._changed:
+                self._waiters.popleft()
+                if not waiter.has_given_up:
+                    waiter.is_granted = waiter.error is None
+                    waiter.wake.release()
+                elif waiter.error is None:
+                    fcntl.flock(waiter.file.descriptor, fcntl.LOCK_UN)
+
+
+_files: WeakSet[_File] = WeakSet()
+_queues: dict[Path, _Queue] = {}
+
+
+def _queue(path: Path) -> _Queue:
+    return _queues.get(path) or _queues.setdefault(path, _Queue())
+
+
+def _open(path: Path) -> _File:
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return _File(os.open(path, flags))
+    except FileNotFoundError:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        return _File(os.open(path, flags | os.O_CREAT, 0o644))
+
+
+def _after_fork() -> None:
+    _queues.clear()
+    for file in list(_files):
+        file.close()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,65 @@
+"""The only reader of `settings.LITEFS`: lazy, typed, forgotten when a test changes a setting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+
+from litefs_django._litefs.errors import SettingsError
+from litefs_django._litefs.reading import read_settings
+from litefs_django._litefs.settings import LiteFSSettings
+
+ENGINE = "litefs_django.db.backends.litefs"
+
+
+@lru_cache(maxsize=1)
+def read() -> LiteFSSettings:
+    """The settings, valid. Raises SettingsError with every problem."""
+    names = {
+        alias: database.get("NAME")
+        for alias, database in settings.DATABASES.items()
+        if database.get("ENGINE") == ENGINE and not is_in_memory(database)
+    }
+    return read_settings(getattr(settings, "LITEFS", {}), names)
+
+
+def get_settings() -> LiteFSSettings:
+    """The settings, valid. Raises ImproperlyConfigured that names every problem."""
+    try:
+        return read()
+    except SettingsError as error:
+        raise ImproperlyConfigured(str(error)) from error
+
+
+def is_enabled() -> bool:
+    """Whether LiteFS is in use at all. With ENABLED False nothing else in LITEFS is looked at."""
+    configured = getattr(settings, "LITEFS", {})
+    return not (isinstance(configured, Mapping) and configured.get("ENABLED") is False)
+
+
+def is_in_memory(database: Mapping[str, Any]) -> bool:
+    """Whether this is one of SQLite's in-memory databases, as Django's test runner makes them."""
+    name = str(database.get("NAME") or "")
+    return name == ":memory:" or "mode=memory" in name
+
+
+def file_beside_project(name: str | Path) -> Path:
+    """Where a database lies when LITEFS["ENABLED"] is False: under BASE_DIR, also one that is named on the mount."""
+    path = Path(name)
+    if path.is_absolute() and path.parent == Path(getattr(settings, "LITEFS", {}).get("MOUNT_PATH", "/litefs")):
+        path = Path(path.name)
+    return Path(getattr(settings, "BASE_DIR", "")) / path
+
+
+def _forget(*, setting: str, **kwargs: object) -> None:
+    if setting in ("LITEFS", "DATABASES", "BASE_DIR"):
+        read.cache_clear()
+
+
+setting_changed.connect(_forget)

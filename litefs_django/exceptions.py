@@ -1,0 +1,40 @@
+"""What the database backend raises beside Django's own errors.
+
+OperationalError (django.db)
+ +-- NotPrimaryError       a write on a node that is not the primary: nothing was done
+ +-- CommitOutcomeUnknown  the database said "committed", but LiteFS went away or lost its role meanwhile
+"""
+
+from __future__ import annotations
+
+from django.db.utils import OperationalError
+
+from litefs_django._litefs.settings import Node
+
+
+class NotPrimaryError(OperationalError):
+    """A write was refused because this node is not the primary. Nothing was written.
+
+    `alias` is the database's alias, `node` this node, `primary` the node that may write, None when
+    none is known.
+    """
+
+    def __init__(self, message: str, alias: str, node: Node, primary: Node | None) -> None:
+        super().__init__(message, alias, node, primary)
+        self.alias = alias
+        self.node = node
+        self.primary = primary
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class CommitOutcomeUnknown(OperationalError):
+    """A commit may or may not have happened: never retry it blindly. `alias` is the database's alias."""
+
+    def __init__(self, message: str, alias: str) -> None:
+        super().__init__(message, alias)
+        self.alias = alias
+
+    def __str__(self) -> str:
+        return str(self.args[0])
