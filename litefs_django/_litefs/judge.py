@@ -30,9 +30,7 @@ class Kind(Enum):
     PRAGMA = "pragma"
 
 
-_FIRST_WORDS = re.compile(
-    r"(?:\s+|--[^\n]*(?:\n|$)|/\*.*?(?:\*/|$))*([A-Za-z]+)(?:\s+([A-Za-z]+))?", re.DOTALL
-)
+_FIRST_WORDS = re.compile(r"(?:\s|--[^\n]*+\n?|/\*.*?(?:\*/|\Z))*+([A-Za-z]+)(?:\s+([A-Za-z]+))?", re.DOTALL)
 _VACUUM_INTO = re.compile(r"\bINTO\b", re.IGNORECASE)
 
 _KINDS = {
@@ -63,7 +61,14 @@ _KINDS = {
 
 # PRAGMAs that write into the database, and those that do only when they are given a value.
 _WRITING = {"incremental_vacuum", "optimize", "wal_checkpoint"}
-_WRITING_WITH_VALUE = {"application_id", "auto_vacuum", "default_cache_size", "encoding", "schema_version", "user_version"}
+_WRITING_WITH_VALUE = {
+    "application_id",
+    "auto_vacuum",
+    "default_cache_size",
+    "encoding",
+    "schema_version",
+    "user_version",
+}
 
 # What LiteFS cannot carry: replicas die of a journal_mode that leaves WAL, a primary of another page
 # size, and under locking_mode=EXCLUSIVE writes fail.

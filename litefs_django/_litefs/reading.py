@@ -80,7 +80,8 @@ def _read_nodes(top: _Section, this: str, port: int) -> tuple[Node, ...]:
             section.note("E003", "", f"{name!r} is not a str.", "Name each node with a str.")
         elif address is not None:
             node = _build(
-                top.problems, lambda: Node(name=name, address=address, url=url, http_port=http_port)  # noqa: B023
+                top.problems,
+                lambda: Node(name=name, address=address, url=url, http_port=http_port),  # noqa: B023
             )
             if node is not None:
                 nodes.append(node)
@@ -114,7 +115,7 @@ def _read_databases(
                 SettingProblem(
                     "E007",
                     f'DATABASES["{alias}"]["NAME"]',
-                    f"{str(raw)!r} is not a file directly on LITEFS[\"MOUNT_PATH\"] {str(mount_path)!r}.",
+                    f'{str(raw)!r} is not a file directly on LITEFS["MOUNT_PATH"] {str(mount_path)!r}.',
                     "Give a plain file name like 'db.sqlite3'; it lies on the mount.",
                 )
             )

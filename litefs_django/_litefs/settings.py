@@ -27,7 +27,8 @@ RESERVED_SUFFIXES = ("-journal", "-wal", "-shm", "-pos", "-lock")
 
 _NODE_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(\.(?!-)[A-Za-z0-9_-]{1,63})*\.?")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# Control characters, and the halves of surrogate pairs that stand for bytes which are not UTF-8.
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 class _Problems(list[SettingProblem]):
@@ -72,7 +73,7 @@ class Node:
                 f"{self.address!r} is not an address.",
                 "Give a host name or an IP address that the other nodes reach, without scheme, port or brackets.",
             )
-        if self.url is not None and (reason := _url_problem(self.url)):
+        if self.url is not None and (reason := url_problem(self.url)):
             problems.note(
                 "E004",
                 f'{where}["URL"]',
@@ -116,9 +117,7 @@ class ClusterConfig:
         names = [node.name for node in self.nodes]
         known = f"The nodes are: {', '.join(sorted(names)) or 'none'}."
         if self.node not in names:
-            problems.note(
-                "E006", 'LITEFS["NODE"]', f"{self.node!r} is not one of the nodes in LITEFS[\"NODES\"].", known
-            )
+            problems.note("E006", 'LITEFS["NODE"]', f'{self.node!r} is not one of the nodes in LITEFS["NODES"].', known)
         if self.primary is not None and self.primary not in names:
             problems.note("E006", 'LITEFS["PRIMARY"]', f"no node is named {self.primary!r}.", known)
         if len(set(names)) != len(names):
@@ -177,12 +176,12 @@ class ConsulConfig:
 
     def __post_init__(self) -> None:
         problems = _Problems()
-        if reason := _url_problem(self.url):
+        if reason := url_problem(self.url):
             # A path makes LiteFS register itself in Consul's catalogue and exit when that fails.
             problems.note(
                 "E004", 'LITEFS["CONSUL"]["URL"]', f"{redacted(self.url)!r} {reason}.", "Like 'http://10.0.0.9:8500'."
             )
-        if not self.key or _CONTROL.search(self.key) or self.key.startswith("/"):
+        if not self.key or UNPRINTABLE.search(self.key) or self.key.startswith("/"):
             problems.note(
                 "E004",
                 'LITEFS["CONSUL"]["KEY"]',
@@ -229,12 +228,12 @@ class LiteFSSettings:
         self._check_paths(problems)
         self._check_lease(problems)
         self._check_databases(problems)
-        if self.retention <= 0:
+        if self.retention < 1:
             problems.note(
                 "E004",
                 'LITEFS["RETENTION"]',
                 f"{self.retention!r} would break replication: LiteFS makes its snapshot time-out of it.",
-                "Give a number of seconds above 0; LiteFS's own default is 600.",
+                "Give 1 second or more; LiteFS's own default is 600.",
             )
         if self.max_lag <= 0:
             problems.note("E004", 'LITEFS["MAX_LAG"]', f"{self.max_lag!r} is not above 0.", "Give seconds, like 10.")
@@ -249,7 +248,8 @@ class LiteFSSettings:
     def _check_paths(self, problems: _Problems) -> None:
         paths = {"MOUNT_PATH": self.mount_path, "DATA_PATH": self.data_path, "RUN_PATH": self.run}
         for key, path in paths.items():
-            if not path.is_absolute() or ".." in path.parts or path == Path("/") or _CONTROL.search(str(path)):
+            # Two slashes at the beginning are kept by pathlib: the same directory under another name.
+            if not re.match("/[^/]", str(path)) or ".." in path.parts or UNPRINTABLE.search(str(path)):
                 problems.note(
                     "E004",
                     f'LITEFS["{key}"]',
@@ -262,7 +262,7 @@ class LiteFSSettings:
                 problems.note(
                     "E006",
                     f'LITEFS["{other_key}"]',
-                    f"{str(other)!r} and LITEFS[\"{key}\"] {str(path)!r} overlap.",
+                    f'{str(other)!r} and LITEFS["{key}"] {str(path)!r} overlap.',
                     "Keep them in separate directories: the mount shows LiteFS's databases and nothing else.",
                 )
 
@@ -279,7 +279,7 @@ class LiteFSSettings:
                 "E005",
                 'LITEFS["PRIMARY"]',
                 "a static lease needs to know which node is the primary.",
-                "Name one of LITEFS[\"NODES\"].",
+                'Name one of LITEFS["NODES"].',
             )
         if self.leader_election == "consul":
             if self.consul is None:
@@ -300,7 +300,7 @@ class LiteFSSettings:
             problems.note(
                 "E006",
                 'LITEFS["CONSUL"]',
-                f"is set, but LITEFS[\"LEADER_ELECTION\"] is {self.leader_election!r}.",
+                f'is set, but LITEFS["LEADER_ELECTION"] is {self.leader_election!r}.',
                 "Remove it, or set LITEFS[\"LEADER_ELECTION\"] to 'consul'.",
             )
 
@@ -312,14 +312,14 @@ class LiteFSSettings:
                 problems.note(
                     "E007",
                     f'DATABASES["{database.alias}"]["NAME"]',
-                    f"{database.name!r} is the file of DATABASES[\"{first}\"] too.",
+                    f'{database.name!r} is the file of DATABASES["{first}"] too.',
                     "Give each alias a file of its own.",
                 )
 
 
 def database_name_problem(name: str) -> str:
     """Why LiteFS cannot hold a database of this file name; "" when it can."""
-    if not name or "/" in name or _CONTROL.search(name):
+    if not name or "/" in name or UNPRINTABLE.search(name):
         return "is not a plain file name, and LiteFS has no subdirectories"
     if name.startswith("."):
         return "begins with '.', which LiteFS keeps for its own files"
@@ -343,16 +343,16 @@ def redacted(url: str) -> str:
 
 def _is_host(address: str) -> bool:
     try:
-        ipaddress.ip_address(address)
+        ip = ipaddress.ip_address(address)
     except ValueError:
         # All digits and dots is a mistyped IPv4 address, not a name.
         return bool(_HOST_NAME.fullmatch(address)) and not re.fullmatch(r"[\d.]+", address)
-    return "%" not in address
+    return "%" not in address and not ip.is_unspecified and not ip.is_multicast
 
 
-def _url_problem(url: str) -> str:
+def url_problem(url: str) -> str:
     """Why this is not the base URL of a server; "" when it is."""
-    if _CONTROL.search(url) or " " in url:
+    if UNPRINTABLE.search(url) or " " in url:
         return "holds a space or a control character"
     try:
         parts = urlsplit(url)
@@ -363,6 +363,6 @@ def _url_problem(url: str) -> str:
         return "does not begin with http:// or https://"
     if not parts.hostname or not _is_host(parts.hostname) or port == 0:
         return "has no usable host and port"
-    if parts.path not in ("", "/") or parts.query or parts.fragment:
+    if parts.path not in ("", "/") or "?" in url or "#" in url:
         return "has a path, query or fragment"
     return ""

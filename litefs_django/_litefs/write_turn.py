@@ -40,8 +40,13 @@ class FileLock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.is_held = False
+        self._has_taken = False
         self._file = _open(path)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this handle has the lock; never in a forked child."""
+        return self._has_taken and self._file.descriptor >= 0
 
     def acquire(self, timeout: float) -> bool:
         """Takes the lock, waiting at most `timeout` seconds; False when that was not enough."""
@@ -51,7 +56,7 @@ class FileLock:
             if not _queue(self.path).take(self._file, timeout):
                 return False
             if os.fstat(self._file.descriptor).st_nlink:
-                self.is_held = True
+                self._has_taken = True
                 return True
             # Somebody removed the file: its lock excludes nobody who came later.
             self._file.close()
@@ -59,13 +64,12 @@ class FileLock:
     def release(self) -> None:
         """Gives the lock back; nothing happens when it is not held."""
         if self.is_held:
-            self.is_held = False
-            if self._file.descriptor >= 0:
-                fcntl.flock(self._file.descriptor, fcntl.LOCK_UN)
+            fcntl.flock(self._file.descriptor, fcntl.LOCK_UN)
+        self._has_taken = False
 
     def close(self) -> None:
         """Gives the lock back and closes its file."""
-        self.is_held = False
+        self._has_taken = False
         self._file.close()
 
 

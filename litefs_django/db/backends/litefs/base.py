@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 class DatabaseWrapper(base.DatabaseWrapper):
     """One alias on LiteFS. `is_guarded` says whether this connection is on the mount at all."""
 
+    transaction_mode: str | None
+
     client_class = DatabaseClient
     creation_class = DatabaseCreation
     features_class = DatabaseFeatures
@@ -103,14 +105,17 @@ class DatabaseWrapper(base.DatabaseWrapper):
             self.set_autocommit(False)
 
     def can_reopen(self, error: OperationalError) -> bool:
-        """Whether nothing was run and a new connection can run it: not inside atomic(), where what came before is lost."""
+        """Whether nothing was run and a new connection can run it.
+
+        Not inside atomic(), where what came before it is lost.
+        """
         from litefs_django.db.backends.litefs.guard import Reopen
 
         return isinstance(error.__cause__, Reopen) and not self.in_atomic_block
 
     def _start_transaction_under_autocommit(self) -> None:
         if not self.is_guarded:
-            super()._start_transaction_under_autocommit()
+            super()._start_transaction_under_autocommit()  # type: ignore[misc]
             return
         self.ensure_connection()
         try:
@@ -129,7 +134,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
             # ROLLBACK on the connection of a LiteFS that has ended hangs for ten seconds.
             self.reopen()
         else:
-            super()._rollback()
+            super()._rollback()  # type: ignore[misc]
 
 
 class _Reopening:

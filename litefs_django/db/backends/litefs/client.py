@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterable
+from typing import Any
 
 from django.db.backends.sqlite3 import client
 
@@ -14,7 +15,7 @@ class DatabaseClient(client.DatabaseClient):
     """The sqlite3 shell on the file where this node has it."""
 
     def runshell(self, parameters: Iterable[str]) -> None:
-        database = self.connection
+        database: Any = self.connection
         settings = dict(database.settings_dict)
         options: list[str] = []
         if database.is_guarded:

@@ -17,7 +17,7 @@ class DatabaseCreation(creation.DatabaseCreation):
     connection: Any
 
     def _get_test_db_name(self) -> str:
-        name: str = super()._get_test_db_name()
+        name: str = super()._get_test_db_name()  # type: ignore[misc]
         if self.is_in_memory_db(name):
             return name
         if not conf.is_enabled():
@@ -26,7 +26,7 @@ class DatabaseCreation(creation.DatabaseCreation):
 
     def _clone_test_db(self, suffix: str, verbosity: int, keepdb: bool = False) -> None:
         if not self.connection.is_guarded:
-            super()._clone_test_db(suffix, verbosity, keepdb)
+            super()._clone_test_db(suffix, verbosity, keepdb)  # type: ignore[misc]
             return
         # A copied file has no WAL, and would lack whatever is still in the source's.
         target = self.connection.copy(self.connection.alias)
@@ -36,7 +36,7 @@ class DatabaseCreation(creation.DatabaseCreation):
             if keepdb:
                 return
             if verbosity >= 1:
-                self.log(f"Destroying old test database for alias {self._get_database_display_str(verbosity, path)}...")
+                self.log(f"Destroying old test database {path}...")
             path.unlink()
         self.connection.ensure_connection()
         target.ensure_connection()

@@ -13,6 +13,7 @@ import os
 import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
@@ -31,6 +32,8 @@ T = TypeVar("T")
 
 # What SQLite says when LiteFS refuses it, fails or has gone: READONLY, IOERR, CANTOPEN, PROTOCOL, FULL.
 _FROM_LITEFS = {8, 10, 13, 14, 15}
+
+_ISOLATION_LEVEL: Any = sqlite3.Connection.isolation_level
 
 
 class Reopen(sqlite3.OperationalError):
@@ -107,8 +110,8 @@ class Connection(sqlite3.Connection):
 
     # What Python's sqlite3 and Django call.
 
-    def cursor(self, factory: type[sqlite3.Cursor] | None = None) -> Any:
-        return super().cursor(factory or Cursor)  # type: ignore[arg-type]
+    def cursor(self, factory: Any = None) -> Any:
+        return super().cursor(factory or Cursor)
 
     def execute(self, *args: Any) -> Any:
         return self.cursor().execute(*args)
@@ -148,7 +151,21 @@ class Connection(sqlite3.Connection):
                     lock.close()
 
     def __del__(self) -> None:
-        self.close()
+        # With its last reader. One that could not be opened has nothing to close.
+        with suppress(sqlite3.ProgrammingError):
+            self.close()
+
+    @property
+    def isolation_level(self) -> Any:
+        """As sqlite3's: None is autocommit; "" begins a transaction before DML."""
+        return super().isolation_level
+
+    @isolation_level.setter
+    def isolation_level(self, level: Any) -> None:
+        if level is None:
+            # sqlite3 itself would commit here, unguarded.
+            self.commit()
+        _ISOLATION_LEVEL.__set__(self, level)
 
     def backup(self, target: sqlite3.Connection, **kwargs: Any) -> None:
         if not isinstance(target, Connection):
@@ -275,7 +292,7 @@ class Connection(sqlite3.Connection):
             return self._unknown(f"SQLite said {str(error)!r}, and LiteFS has ended")
         if role is Role.PRIMARY and self.place.is_disk_full():
             return sqlite3.OperationalError(
-                f"The disk is full: LiteFS cannot write to {self.place.settings.data_path} (SQLite said {str(error)!r})."
+                f"The disk is full: LiteFS cannot write to {self.place.settings.data_path} (SQLite: {error})."
             )
         return error
 
@@ -503,8 +520,9 @@ class Cursor(sqlite3.Cursor):
             connection.isolation_level = isolation_level
         return self
 
-    def __iter__(self) -> Any:
-        return self.__dict__.get("_rows", self)
+    def __next__(self) -> Any:
+        rows = self.__dict__.get("_rows")
+        return super().__next__() if rows is None else next(rows)
 
     def _serve(self, fetched: list[Any]) -> None:
         """Lets the rows that have been fetched already be fetched once more."""
