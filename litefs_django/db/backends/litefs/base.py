@@ -21,7 +21,7 @@ from litefs_django.db.backends.litefs.creation import DatabaseCreation
 from litefs_django.db.backends.litefs.features import DatabaseFeatures
 
 if TYPE_CHECKING:
-    from litefs_django.db.backends.litefs.guard import Place
+    from litefs_django.db.backends.litefs.place import Place
 
 
 class DatabaseWrapper(base.DatabaseWrapper):
@@ -109,7 +109,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
 
         Not inside atomic(), where what came before it is lost.
         """
-        from litefs_django.db.backends.litefs.guard import Reopen
+        from litefs_django.db.backends.litefs.place import Reopen
 
         return isinstance(error.__cause__, Reopen) and not self.in_atomic_block
 

@@ -10,22 +10,17 @@ It raises sqlite3's errors, which Django turns into its own, and the two of `lit
 from __future__ import annotations
 
 import os
-import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from enum import Enum
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from litefs_django._litefs.errors import MountError
 from litefs_django._litefs.judge import Kind, Pragma, explains_write, judge, parse_pragma
-from litefs_django._litefs.mount import WRITABLE, PrimaryDetector
-from litefs_django._litefs.node_file import NodeFile
-from litefs_django._litefs.settings import LiteFSSettings
+from litefs_django._litefs.mount import WRITABLE
 from litefs_django._litefs.write_turn import FileLock, gate_path, turn_path
+from litefs_django.db.backends.litefs.cursor import Cursor
+from litefs_django.db.backends.litefs.place import Place, Reopen, Role
 from litefs_django.exceptions import CommitOutcomeUnknown, NotPrimaryError
 
 T = TypeVar("T")
@@ -34,61 +29,6 @@ T = TypeVar("T")
 _FROM_LITEFS = {8, 10, 13, 14, 15}
 
 _ISOLATION_LEVEL: Any = sqlite3.Connection.isolation_level
-
-
-class Reopen(sqlite3.OperationalError):
-    """Nothing was run: LiteFS or this node's role is not what it was when the connection was opened.
-
-    Django's side opens a new connection and runs the statement there.
-    """
-
-    def __init__(self, why: str) -> None:
-        super().__init__(f"{why} This connection is of before: use the one that Django opens at its next use.")
-
-
-class Role(Enum):
-    """What the database file says of this node."""
-
-    PRIMARY = "primary"
-    REPLICA = "replica"
-    # The mount is gone, or it is another one than the connection's.
-    GONE = "gone"
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a database lies, and what its connections share."""
-
-    alias: str
-    path: Path
-    settings: LiteFSSettings
-    detector: PrimaryDetector
-    node_file: NodeFile
-
-    def not_primary(self, why: str = "") -> NotPrimaryError:
-        """The error that names this node and the primary."""
-        cluster = self.settings.cluster
-        try:
-            name = self.detector.primary_name()
-        except MountError:
-            name = None
-        primary = cluster.get(name)
-        if name is None:
-            whither = "No primary is known now."
-        elif primary is not None and primary.url:
-            whither = f"The primary is {name!r}, {primary.url}"
-        else:
-            whither = f"The primary is {name!r}."
-        message = f"Database {self.alias!r} cannot be written on node {cluster.node!r}. {why}{whither}"
-        return NotPrimaryError(message, self.alias, cluster.this, primary)
-
-    def is_disk_full(self) -> bool:
-        """Whether LiteFS has no room left, as far as this user may look."""
-        try:
-            room = os.statvfs(self.settings.data_path)
-        except OSError:
-            return False
-        return room.f_bavail * room.f_frsize < 1 << 20
 
 
 class Connection(sqlite3.Connection):
@@ -467,81 +407,3 @@ class Connection(sqlite3.Connection):
             self._gate.release()
         if not self.in_transaction:
             self._end_turn()
-
-
-class Cursor(sqlite3.Cursor):
-    """A guarded connection's cursor."""
-
-    connection: Connection
-
-    def execute(self, sql: str, parameters: Any = (), /) -> Cursor:
-        connection = self.connection
-        connection.check_alive()
-        if self.__dict__:
-            self.__dict__.clear()
-        kind = connection.kind_of(sql, parameters)
-        execute = super().execute
-        if kind is Kind.READ or kind is Kind.BEGIN:
-            return execute(sql, parameters)
-
-        def statement() -> None:
-            execute(sql, parameters)
-            # RETURNING commits with its last row: it is fetched where the commit is guarded.
-            if not connection.in_transaction and self.description is not None:
-                self._serve(super(Cursor, self).fetchall())
-
-        connection.run(kind, statement)
-        return self
-
-    def executemany(self, sql: str, parameters: Iterable[Any], /) -> Cursor:
-        connection = self.connection
-        connection.ready_to_write()
-        execute = super().executemany
-        if connection.in_transaction or connection.isolation_level is not None:
-            return connection.run(Kind.DML, lambda: execute(sql, parameters))
-        try:
-            return execute(sql, connection.each_alone(parameters))
-        except sqlite3.Error as error:
-            explained = connection.explained(error, at_commit=True)
-            if explained is error:
-                raise
-            raise explained from error
-
-    def executescript(self, script: str, /) -> Cursor:
-        connection = self.connection
-        if connection.in_transaction:
-            connection.commit()
-        isolation_level, connection.isolation_level = connection.isolation_level, None
-        try:
-            for statement in _statements(script):
-                Cursor.execute(self, statement)
-                self.fetchall()
-        finally:
-            connection.isolation_level = isolation_level
-        return self
-
-    def __next__(self) -> Any:
-        rows = self.__dict__.get("_rows")
-        return super().__next__() if rows is None else next(rows)
-
-    def _serve(self, fetched: list[Any]) -> None:
-        """Lets the rows that have been fetched already be fetched once more."""
-        rows = iter(fetched)
-        self.__dict__.update(
-            _rows=rows,
-            fetchone=lambda: next(rows, None),
-            fetchmany=lambda size=self.arraysize: list(islice(rows, size)),
-            fetchall=lambda: list(rows),
-        )
-
-
-def _statements(script: str) -> Iterator[str]:
-    """The statements of a script, each with its semicolon."""
-    begin = 0
-    for semicolon in re.finditer(";", script):
-        statement = script[begin : semicolon.end()]
-        if sqlite3.complete_statement(statement):
-            yield statement
-            begin = semicolon.end()
-    if script[begin:].strip():
-        yield script[begin:]

@@ -13,7 +13,8 @@ from litefs_django._litefs.errors import MountError
 from litefs_django._litefs.mount import WRITABLE, PrimaryDetector
 from litefs_django._litefs.node_file import NodeFile
 from litefs_django._litefs.settings import LiteFSSettings
-from litefs_django.db.backends.litefs.guard import Connection, Place
+from litefs_django.db.backends.litefs.guard import Connection
+from litefs_django.db.backends.litefs.place import Place
 
 # One reader, and its map, for all connections of a process.
 _node_file = lru_cache(maxsize=None)(NodeFile)

@@ -1,0 +1,70 @@
+"""Where a database lies, and what a connection learns there about this node."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from litefs_django._litefs.errors import MountError
+from litefs_django._litefs.mount import PrimaryDetector
+from litefs_django._litefs.node_file import NodeFile
+from litefs_django._litefs.settings import LiteFSSettings
+from litefs_django.exceptions import NotPrimaryError
+
+
+class Reopen(sqlite3.OperationalError):
+    """Nothing was run: LiteFS or this node's role is not what it was when the connection was opened.
+
+    Django's side opens a new connection and runs the statement there.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"{why} This connection is of before: use the one that Django opens at its next use.")
+
+
+class Role(Enum):
+    """What the database file says of this node."""
+
+    PRIMARY = "primary"
+    REPLICA = "replica"
+    # The mount is gone, or it is another one than the connection's.
+    GONE = "gone"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a database lies, and what its connections share."""
+
+    alias: str
+    path: Path
+    settings: LiteFSSettings
+    detector: PrimaryDetector
+    node_file: NodeFile
+
+    def not_primary(self, why: str = "") -> NotPrimaryError:
+        """The error that names this node and the primary."""
+        cluster = self.settings.cluster
+        try:
+            name = self.detector.primary_name()
+        except MountError:
+            name = None
+        primary = cluster.get(name)
+        if name is None:
+            whither = "No primary is known now."
+        elif primary is not None and primary.url:
+            whither = f"The primary is {name!r}, {primary.url}"
+        else:
+            whither = f"The primary is {name!r}."
+        message = f"Database {self.alias!r} cannot be written on node {cluster.node!r}. {why}{whither}"
+        return NotPrimaryError(message, self.alias, cluster.this, primary)
+
+    def is_disk_full(self) -> bool:
+        """Whether LiteFS has no room left, as far as this user may look."""
+        try:
+            room = os.statvfs(self.settings.data_path)
+        except OSError:
+            return False
+        return room.f_bavail * room.f_frsize < 1 << 20
