@@ -1,0 +1,233 @@
+"""What `cluster.py --check` plays: a visitor's way through the cluster, and two ways to lose the primary."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from http.client import HTTPResponse
+from http.cookiejar import CookieJar
+
+from nodes import Node, NodeError
+
+WAIT_SECONDS = 60
+PASSWORD = "correct horse battery"
+
+
+class Different(Exception):
+    """Something is not as it should be; the message says what."""
+
+
+def expect(what: str, found: object, wanted: object) -> None:
+    """Raises Different unless both are equal."""
+    if found != wanted:
+        raise Different(f"{what}: expected {wanted!r}, found {found!r}")
+
+
+def wait_until(check: Callable[[], None]) -> None:
+    """Until the check raises Different no more; raises its last one when that takes too long."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            return check()
+        except Different as difference:
+            if time.monotonic() > deadline:
+                raise Different(f"after {WAIT_SECONDS} s still {difference}") from None
+        time.sleep(0.05)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One answer. Status 0: none came."""
+
+    status: int
+    text: str
+
+    @property
+    def footer(self) -> str:
+        """What its footer says of the node, as one line."""
+        found = re.search(r"<footer>\s*<p>(.*?)</p>", self.text, re.DOTALL)
+        return " ".join(re.sub("<[^>]*>", "", found[1]).split()) if found else ""
+
+
+class _AnyStatus(urllib.request.HTTPErrorProcessor):
+    """Follows redirects and gives back error pages like any other."""
+
+    def http_response(self, request: urllib.request.Request, response: HTTPResponse) -> HTTPResponse:
+        return response if response.status >= 400 else super().http_response(request, response)
+
+
+class Browser:
+    """Keeps cookies and sends CSRF tokens. Cookies know no ports, so one login holds on all nodes."""
+
+    def __init__(self) -> None:
+        self.cookies = CookieJar()
+        self.opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(self.cookies), _AnyStatus())
+
+    def get(self, url: str) -> Page:
+        return self._open(url, None)
+
+    def post(self, url: str, **fields: str) -> Page:
+        tokens = {cookie.name: cookie.value or "" for cookie in self.cookies}
+        return self._open(url, {**fields, "csrfmiddlewaretoken": tokens["csrftoken"]})
+
+    def _open(self, url: str, fields: dict[str, str] | None) -> Page:
+        data = None if fields is None else urllib.parse.urlencode(fields).encode()
+        try:
+            with self.opener.open(url, data, timeout=30) as response:
+                return Page(response.status, response.read().decode())
+        except OSError as error:
+            return Page(0, str(error))
+
+
+class Scenario:
+    """The steps, in their order; each prints its result. The first that fails ends it."""
+
+    def __init__(self, nodes: list[Node]) -> None:
+        self.nodes = nodes
+        self.primary, *self.replicas = nodes
+        self.browser = Browser()
+        self.posted: list[str] = []
+
+    def play(self) -> bool:
+        """Whether everything was as it should be."""
+        try:
+            self.read_and_write()
+            self.refuse_on_replicas()
+            self.restart_the_primary()
+            self.kill_litefs()
+            with self.step("stop every node cleanly"):
+                for node in reversed(self.nodes):
+                    node.stop()
+        except (Different, NodeError):
+            return False
+        return True
+
+    @contextmanager
+    def step(self, text: str) -> Iterator[None]:
+        try:
+            yield
+        except (Different, NodeError) as reason:
+            print(f"failed  {text}\n        {reason}", flush=True)
+            raise
+        print(f"ok      {text}", flush=True)
+
+    def read_and_write(self) -> None:
+        with self.step("each node answers, and its footer says who it is"):
+            self.expect_all_agree()
+        with self.step(f"sign up on {self.primary.name}"):
+            self.browser.get(f"{self.primary.url}/signup/")
+            names = {"username": "ada", "password1": PASSWORD, "password2": PASSWORD}
+            self.expect_logged_in(self.browser.post(f"{self.primary.url}/signup/", **names))
+        with self.step("log out, and log in again"):
+            page = self.browser.post(f"{self.primary.url}/logout/")
+            expect("the link to log in", "Log in" in page.text, True)
+            self.browser.get(f"{self.primary.url}/login/")
+            page = self.browser.post(f"{self.primary.url}/login/", username="ada", password=PASSWORD)
+            self.expect_logged_in(page)
+        with self.step(f"post twelve messages on {self.primary.name}"):
+            for number in range(1, 13):
+                self.post_message(f"Message {number} of twelve")
+        for replica in self.replicas:
+            with self.step(f"read them on {replica.name}, and still be logged in there"):
+                wait_until(partial(self.expect_messages, replica))
+                self.expect_logged_in(self.browser.get(replica.url))
+
+    def refuse_on_replicas(self) -> None:
+        for replica in self.replicas:
+            with self.step(f"a message posted on {replica.name} is refused, with a link to the primary"):
+                self.expect_refused(replica, self.browser.post(f"{replica.url}/new/", text="Not to be saved"))
+            with self.step(f"a login on {replica.name} is refused in the same way"):
+                visitor = Browser()
+                visitor.get(f"{replica.url}/login/")
+                page = visitor.post(f"{replica.url}/login/", username="ada", password=PASSWORD)
+                self.expect_refused(replica, page)
+        with self.step("nothing of that was saved on any node"):
+            self.expect_all_agree()
+
+    def restart_the_primary(self) -> None:
+        with self.step(f"stop {self.primary.name} cleanly; the replicas go on showing every message"):
+            self.primary.stop()
+            for replica in self.replicas:
+                self.expect_messages(replica)
+        with self.step(f"start {self.primary.name} again; every message is on every node"):
+            self.primary.start()
+            self.primary.wait_until_it_answers()
+            self.expect_all_agree()
+        self.write_once_more("after the restart")
+
+    def kill_litefs(self) -> None:
+        before = self.primary.pids()
+
+        def expect_another() -> None:
+            now = self.primary.pids()
+            expect("the application's process id", now.get("application"), before["application"])
+            expect("a LiteFS with another process id", now.get("litefs", before["litefs"]) != before["litefs"], True)
+
+        with self.step(f"kill -9 {self.primary.name}'s LiteFS: it comes back, its application goes on running"):
+            os.kill(before["litefs"], signal.SIGKILL)
+            wait_until(expect_another)
+        with self.step("every message is on every node"):
+            self.expect_all_agree()
+        self.write_once_more("after the kill")
+
+    def write_once_more(self, when: str) -> None:
+        with self.step(f"{when}, a message posted on {self.primary.name} reaches every node"):
+            self.post_message(f"Message {when}")
+            self.expect_all_agree()
+
+    def post_message(self, text: str) -> None:
+        page = self.browser.post(f"{self.primary.url}/new/", text=text)
+        expect("the answer's status", page.status, 200)
+        expect("the message on the page that follows", text in page.text, True)
+        self.posted.append(text)
+
+    def messages(self, node: Node) -> list[str]:
+        """Every message that the node shows, page by page, the newest first; [] when it shows an error."""
+        found: list[str] = []
+        number = 1
+        while True:
+            page = self.browser.get(f"{node.url}/?page={number}")
+            found += re.findall(r'<div class="text"><p>(.*?)</p></div>', page.text)
+            if 'rel="next"' not in page.text:
+                return found
+            number += 1
+
+    def expect_messages(self, node: Node) -> None:
+        """The node shows exactly what was posted."""
+        expect(f"the messages on {node.name}", self.messages(node), self.posted[::-1])
+
+    def expect_footers(self) -> None:
+        """Each footer tells its node's role, and all tell the same position."""
+        positions = set()
+        for node in self.nodes:
+            role = "primary" if node is self.primary else f"replica of {self.primary.name}"
+            footer = self.browser.get(node.url).footer
+            wanted = rf"Answered by {node.name} {role} at position ([0-9a-f]{{16}}), lag \d+\.\d{{3}} s"
+            found = re.fullmatch(wanted, footer)
+            if found is None:
+                raise Different(f"the footer of {node.name}, which is {role}, says {footer!r}")
+            positions.add(found[1])
+        expect("the number of different positions", len(positions), 1)
+
+    def expect_all_agree(self) -> None:
+        """Within a while, for replication is asynchronous and a node may just have been started."""
+        wait_until(self.expect_footers)
+        for node in self.nodes:
+            self.expect_messages(node)
+
+    def expect_logged_in(self, page: Page) -> None:
+        expect("the answer's status", page.status, 200)
+        expect("the button to log out", "Log out" in page.text, True)
+
+    def expect_refused(self, replica: Node, page: Page) -> None:
+        expect("the answer's status", page.status, 503)
+        expect("its heading", f"Not saved: {replica.name} is a replica" in page.text, True)
+        expect("its link to the primary", f'href="{self.primary.url}/"' in page.text, True)
