@@ -8,6 +8,7 @@ INSTALLED_APPS = [
     "django.contrib.contenttypes",
     "django.contrib.sessions",
     "litefs_django",
+    "tests.cluster",
 ]
 DATABASES = {"default": {"ENGINE": "litefs_django.db.backends.litefs", "NAME": "db.sqlite3"}}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"

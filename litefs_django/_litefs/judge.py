@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Iterable, Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
+from typing import Any
 
 
 class Kind(Enum):
@@ -24,21 +25,27 @@ class Kind(Enum):
     DML = "dml"
     BEGIN = "begin"
     BEGIN_WRITE = "begin write"
-    # COMMIT, END, and RELEASE, which commits when it ends the outermost savepoint.
+    SAVEPOINT = "savepoint"
+    # It commits when it ends the savepoint that began the transaction.
+    RELEASE = "release"
     COMMIT = "commit"
+    # ROLLBACK TO too, after which the transaction goes on.
     ROLLBACK = "rollback"
     PRAGMA = "pragma"
+    ATTACH = "attach"
 
 
-_FIRST_WORDS = re.compile(r"(?:\s|--[^\n]*+\n?|/\*.*?(?:\*/|\Z))*+([A-Za-z]+)(?:\s+([A-Za-z]+))?", re.DOTALL)
-_VACUUM_INTO = re.compile(r"\bINTO\b", re.IGNORECASE)
+# What SQLite passes over before and between words; empty statements and byte order marks, too.
+_SKIPPED = r"(?:[\s;\ufeff]|--[^\n]*+|/\*.*?(?:\*/|\Z))*+"
+_FIRST_WORDS = re.compile(f"{_SKIPPED}([A-Za-z]+)(?:{_SKIPPED}([A-Za-z]+))?", re.DOTALL)
+_ATTACH_PARAMETER = re.compile(r"ATTACH\s+(?:DATABASE\s+)?[?:@$]\w*\s+(?:AS\s+)?\S+\s*;?\s*\Z", re.IGNORECASE)
+_VACUUM_INTO = re.compile(r"VACUUM\s+(?:\w+\s+)?INTO\b", re.IGNORECASE)
 
 _KINDS = {
     "SELECT": Kind.READ,
     "VALUES": Kind.READ,
-    "ATTACH": Kind.READ,
+    "ATTACH": Kind.ATTACH,
     "DETACH": Kind.READ,
-    "SAVEPOINT": Kind.READ,
     "INSERT": Kind.DML,
     "UPDATE": Kind.DML,
     "DELETE": Kind.DML,
@@ -52,7 +59,8 @@ _KINDS = {
     "BEGIN": Kind.BEGIN,
     "COMMIT": Kind.COMMIT,
     "END": Kind.COMMIT,
-    "RELEASE": Kind.COMMIT,
+    "SAVEPOINT": Kind.SAVEPOINT,
+    "RELEASE": Kind.RELEASE,
     "ROLLBACK": Kind.ROLLBACK,
     "PRAGMA": Kind.PRAGMA,
     # EXPLAIN PRAGMA runs the PRAGMA.
@@ -103,7 +111,7 @@ def judge(sql: str) -> Kind | None:
     kind = _KINDS.get(keyword)
     if kind is Kind.BEGIN and (match[2] or "").upper() in ("IMMEDIATE", "EXCLUSIVE"):
         return Kind.BEGIN_WRITE
-    if kind is Kind.WRITE and keyword == "VACUUM" and _VACUUM_INTO.search(sql):
+    if keyword == "VACUUM" and _VACUUM_INTO.match(sql, match.start(1)):
         return Kind.READ
     return kind
 
@@ -135,9 +143,25 @@ def parse_pragma(sql: str) -> Pragma | None:
     return found[0] if found else None
 
 
-def explains_write(rows: Iterable[tuple[object, ...]]) -> bool:
-    """Whether EXPLAIN's rows open a write transaction on anything but the temporary database.
+def attached_file(sql: str, parameters: Any) -> str | None:
+    """The file that this ATTACH opens; None when it is an expression. SQLite itself parses it, as in `parse_pragma`."""
+    found: list[str | None] = []
 
-    The opcode Transaction opens one when its P2 is not 0 (sqlite.org/opcode.html); P1 1 is `temp`.
-    """
-    return any(row[1] == "Transaction" and row[3] != 0 and row[2] != 1 for row in rows)
+    def authorize(action: int, file: str | None, *_: str | None) -> int:
+        if action != sqlite3.SQLITE_ATTACH:
+            return sqlite3.SQLITE_OK
+        found.append(file)
+        return sqlite3.SQLITE_DENY
+
+    with closing(sqlite3.connect(":memory:")) as scratch, suppress(sqlite3.Error):
+        scratch.set_authorizer(authorize)
+        scratch.execute(sql, parameters)
+    if found and found[0] is None and _ATTACH_PARAMETER.search(sql):
+        values = list(parameters.values() if isinstance(parameters, Mapping) else parameters)
+        return str(values[0]) if len(values) == 1 else None
+    return found[0] if found else None
+
+
+def explains_write(rows: Iterable[tuple[object, ...]]) -> bool:
+    """Whether EXPLAIN's rows open a write transaction: Transaction, its P2 not 0 (sqlite.org/opcode.html)."""
+    return any(row[1] == "Transaction" and row[3] != 0 for row in rows)

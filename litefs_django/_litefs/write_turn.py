@@ -21,6 +21,10 @@ from pathlib import Path
 from weakref import WeakSet
 
 
+# Seconds after which a helper thread that nobody waits for ends.
+IDLE = 10.0
+
+
 def turn_path(run_path: Path, database: str) -> Path:
     """The lock file of a database's write turn."""
     return run_path / f"{database}.turn"
@@ -50,13 +54,22 @@ class FileLock:
 
     def acquire(self, timeout: float) -> bool:
         """Takes the lock, waiting at most `timeout` seconds; False when that was not enough."""
+        try:
+            self._has_taken = self._take(timeout)
+        except BaseException:
+            # Interrupted, maybe when it had the lock already.
+            self._has_taken = True
+            self.release()
+            raise
+        return self._has_taken
+
+    def _take(self, timeout: float) -> bool:
         while True:
             if self._file.descriptor < 0:
                 self._file = _open(self.path)
             if not _queue(self.path).take(self._file, timeout):
                 return False
             if os.fstat(self._file.descriptor).st_nlink:
-                self._has_taken = True
                 return True
             # Somebody removed the file: its lock excludes nobody who came later.
             self._file.close()
@@ -90,7 +103,8 @@ class _File:
 
 class _Waiter:
     def __init__(self, file: _File) -> None:
-        self.file = file
+        # Its owner may give up and close its own while the thread still blocks in this one.
+        self.file = _File(os.dup(file.descriptor))
         self.is_granted = False
         self.has_given_up = False
         self.error: OSError | None = None
@@ -114,20 +128,20 @@ class _Queue:
                 pass
             else:
                 return True
-        return timeout > 0 and self._wait(_Waiter(file), timeout)
+        return timeout > 0 and self._wait(file, timeout)
 
-    def _wait(self, waiter: _Waiter, timeout: float) -> bool:
-        with self._changed:
-            self._waiters.append(waiter)
-            if not self._has_thread:
-                self._has_thread = True
-                threading.Thread(target=self._serve, name="litefs-write-turn", daemon=True).start()
-            self._changed.notify()
+    def _wait(self, file: _File, timeout: float) -> bool:
+        waiter = _Waiter(file)
         try:
+            with self._changed:
+                if not self._has_thread:
+                    threading.Thread(target=self._serve, name="litefs-write-turn", daemon=True).start()
+                    self._has_thread = True
+                self._waiters.append(waiter)
+                self._changed.notify()
             waiter.wake.acquire(timeout=min(timeout, threading.TIMEOUT_MAX))
         except BaseException:
-            if self._give_up(waiter):
-                fcntl.flock(waiter.file.descriptor, fcntl.LOCK_UN)
+            self._give_up(waiter)
             raise
         if waiter.error is not None:
             raise waiter.error
@@ -145,7 +159,7 @@ class _Queue:
     def _serve(self) -> None:
         while True:
             with self._changed:
-                if not self._waiters and not self._changed.wait_for(lambda: self._waiters, timeout=10):
+                if not self._waiters and not self._changed.wait_for(lambda: self._waiters, timeout=IDLE):
                     self._has_thread = False
                     return
                 waiter = self._waiters[0]
@@ -156,11 +170,12 @@ class _Queue:
                 waiter.error = error
             with self._changed:
                 self._waiters.popleft()
+                if waiter.has_given_up:
+                    fcntl.flock(waiter.file.descriptor, fcntl.LOCK_UN)
+                waiter.file.close()
                 if not waiter.has_given_up:
                     waiter.is_granted = waiter.error is None
                     waiter.wake.release()
-                elif waiter.error is None:
-                    fcntl.flock(waiter.file.descriptor, fcntl.LOCK_UN)
 
 
 _files: WeakSet[_File] = WeakSet()

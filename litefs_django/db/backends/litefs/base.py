@@ -8,6 +8,8 @@ that only Linux has is imported then.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from django.db.backends import utils
@@ -152,20 +154,37 @@ class _Reopening:
         self._renew()
         return super()._execute(*args)  # type: ignore[misc]
 
-    def _executemany(self, *args: Any) -> Any:
-        # Once a row has been taken from the caller's iterator it could not be run again.
+    def _executemany(self, sql: str, param_list: Iterable[Any], *args: Any) -> Any:
+        rows = _Rows(param_list)
         try:
-            with self.db.wrap_database_errors:
-                self.cursor.connection.ready_to_write()
+            return super()._executemany(sql, rows, *args)  # type: ignore[misc]
         except OperationalError as error:
-            if not self.db.can_reopen(error):
+            # Of several rows all but the last are committed.
+            if not self.db.can_reopen(error) or len(rows.taken) > 1:
                 raise
-            self._renew()
-        return super()._executemany(*args)  # type: ignore[misc]
+        self._renew()
+        return super()._executemany(sql, chain(rows.taken, rows), *args)  # type: ignore[misc]
 
     def _renew(self) -> None:
         self.db.reopen()
         self.cursor = self.db.create_cursor()
+
+
+class _Rows:
+    """executemany's rows; of those that were taken it keeps the first two."""
+
+    def __init__(self, rows: Iterable[Any]) -> None:
+        self.taken: list[Any] = []
+        self._rows = iter(rows)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        row = next(self._rows)
+        if len(self.taken) < 2:
+            self.taken.append(row)
+        return row
 
 
 class CursorWrapper(_Reopening, utils.CursorWrapper):

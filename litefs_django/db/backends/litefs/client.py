@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterable
+from contextlib import closing
 from typing import Any
 
 from django.db.backends.sqlite3 import client
@@ -16,14 +16,13 @@ class DatabaseClient(client.DatabaseClient):
 
     def runshell(self, parameters: Iterable[str]) -> None:
         database: Any = self.connection
-        settings = dict(database.settings_dict)
+        shell = database.copy()
         options: list[str] = []
         if database.is_guarded:
             # The shell would make a plain file where LiteFS is not mounted: this refuses, or makes it properly.
-            database.ensure_connection()
-            settings["NAME"] = database.place.path
-            options = [] if database.connection.is_writable else ["-readonly"]
+            with closing(database.get_new_connection(database.get_connection_params())) as connection:
+                options = [] if connection.is_writable else ["-readonly"]
+            shell.settings_dict["NAME"] = database.place.path
         elif not database.is_in_memory_db():
-            settings["NAME"] = conf.file_beside_project(settings["NAME"])
-        arguments, env = self.settings_to_cmd_args_env(settings, [*options, *parameters])
-        subprocess.run(arguments, env=env, check=True)
+            shell.settings_dict["NAME"] = conf.file_beside_project(database.settings_dict["NAME"])
+        client.DatabaseClient(shell).runshell([*options, *parameters])

@@ -28,7 +28,7 @@ class Cursor(sqlite3.Cursor):
             self.__dict__.clear()
         kind = connection.kind_of(sql, parameters)
         execute = super().execute
-        if kind is Kind.READ or kind is Kind.BEGIN:
+        if kind is Kind.READ:
             return execute(sql, parameters)
 
         def statement() -> None:
@@ -42,9 +42,9 @@ class Cursor(sqlite3.Cursor):
 
     def executemany(self, sql: str, parameters: Iterable[Any], /) -> Cursor:
         connection = self.connection
-        connection.ready_to_write()
+        connection.check_alive()
         execute = super().executemany
-        if connection.in_transaction or connection.isolation_level is not None:
+        if not connection.is_writable or connection.in_transaction or connection.isolation_level is not None:
             return connection.run(Kind.DML, lambda: execute(sql, parameters))
         try:
             return execute(sql, connection.each_alone(parameters))

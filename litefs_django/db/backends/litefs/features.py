@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from typing import Any
 
 from django.db.backends.sqlite3 import features
+from django.utils.functional import cached_property
 
 
 class DatabaseFeatures(features.DatabaseFeatures):
     """SQLite's features."""
 
-    @property
+    @cached_property
+    def supports_json_field(self) -> bool:  # type: ignore[override]
+        # Django asks through the connection, from 6.1 on in each system check of a JSONField: LiteFS would have to run
+        # for `manage.py check`.
+        with closing(sqlite3.connect(":memory:")) as memory:
+            try:
+                memory.execute("SELECT JSON('1')")
+            except sqlite3.OperationalError:
+                return False
+        return True
+
+    @cached_property
     def django_test_skips(self) -> dict[str, set[str]]:  # type: ignore[override]
         skips: dict[str, set[str]] = super().django_test_skips
         connection: Any = self.connection
@@ -24,5 +38,11 @@ class DatabaseFeatures(features.DatabaseFeatures):
             },
             "A TEST NAME is a file on the mount, and this test asserts the bare name.": {
                 "backends.sqlite.test_creation.TestDbSignatureTests.test_custom_test_name",
+            },
+            "supports_json_field asks SQLite without a connection, and this test asserts the connection's error.": {
+                "backends.sqlite.test_features.FeaturesTests.test_supports_json_field_operational_error",
+            },
+            "Where the database is a file it closes the test runner's own connection, and the tests after it fail.": {
+                "backends.sqlite.tests.ThreadSharing.test_database_sharing_in_threads",
             },
         }

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import parse_qs, unquote, urlsplit
 
-from litefs_django._litefs.judge import Kind, Pragma, explains_write, judge, parse_pragma
+from litefs_django._litefs.judge import Kind, Pragma, attached_file, explains_write, judge, parse_pragma
 from litefs_django._litefs.mount import WRITABLE
 from litefs_django._litefs.write_turn import FileLock, gate_path, turn_path
 from litefs_django.db.backends.litefs.cursor import Cursor
@@ -45,6 +46,7 @@ class Connection(sqlite3.Connection):
         self._turn: FileLock | None = None
         self._gate: FileLock | None = None
         self._has_written = False
+        self._began_with_savepoint = False
         self._is_obsolete = False
         super().__init__(*args, **kwargs)
 
@@ -68,9 +70,9 @@ class Connection(sqlite3.Connection):
             self._commit(super().commit)
 
     def rollback(self) -> None:
-        if self.in_transaction:
-            self.check_alive()
         try:
+            if self.in_transaction:
+                self.check_alive()
             super().rollback()
         finally:
             self._end_turn()
@@ -110,7 +112,9 @@ class Connection(sqlite3.Connection):
     def backup(self, target: sqlite3.Connection, **kwargs: Any) -> None:
         if not isinstance(target, Connection):
             return super().backup(target, **kwargs)
-        target.ready_to_write()
+        target.check_alive()
+        if not target.is_writable:
+            raise target._refusal()
         return target._run_alone(lambda: super(Connection, self).backup(target, **kwargs))
 
     def blobopen(self, *args: Any, readonly: bool = False, **kwargs: Any) -> sqlite3.Blob:
@@ -160,6 +164,9 @@ class Connection(sqlite3.Connection):
             if pragma.is_unsafe:
                 self._refuse_change(pragma)
             return Kind.WRITE if pragma.writes else Kind.READ
+        if kind is Kind.ATTACH:
+            self._check_attached(attached_file(sql, parameters))
+            return Kind.READ
         if kind is None:
             # SQLite decides by itself on a replica's connection.
             return Kind.WRITE if not self.is_writable or self._explains_write(sql, parameters) else Kind.READ
@@ -180,25 +187,24 @@ class Connection(sqlite3.Connection):
         if not self.is_writable and self.role() is Role.PRIMARY:
             raise Reopen("This node has become the primary.")
 
-    def ready_to_write(self) -> None:
-        """Raises what a write would raise at once on this connection; nothing is taken."""
-        self.check_alive()
-        if not self.is_writable:
-            raise self._refusal()
-
     # Running it.
 
     def run(self, kind: Kind, statement: Callable[[], T]) -> T:
         """Runs what is not a plain read, with the locks and checks that its kind asks for."""
         if not self.is_writable:
             return self._run_on_replica(statement)
-        if kind is Kind.COMMIT:
+        if not self.in_transaction:
+            self._began_with_savepoint = kind is Kind.SAVEPOINT
+        if kind is Kind.COMMIT or (kind is Kind.RELEASE and self._began_with_savepoint):
             return self._commit(statement)
+        if kind in (Kind.BEGIN, Kind.SAVEPOINT, Kind.RELEASE):
+            return statement()
         if kind is Kind.ROLLBACK:
             try:
                 return statement()
             finally:
-                self._end_turn()
+                if not self.in_transaction:
+                    self._end_turn()
         if self.in_transaction:
             return self._run_inside(statement)
         if kind is Kind.BEGIN_WRITE or (kind is Kind.DML and self.isolation_level is not None):
@@ -335,6 +341,18 @@ class Connection(sqlite3.Connection):
             raise sqlite3.NotSupportedError(
                 f"PRAGMA {pragma.name} = {pragma.value} is refused: it is {current!r}, and LiteFS loses replicas or "
                 "the database itself when that changes."
+            )
+
+    def _check_attached(self, file: str | None) -> None:
+        """SQLite opens what it attaches with leave to write and to make a file: not on the mount, nor where it was."""
+        mount_path = self.place.settings.mount_path
+        uri = urlsplit(file or "")
+        path = Path(unquote(uri.path) if uri.scheme == "file" else file or "")
+        is_elsewhere = file is not None and not path.absolute().is_relative_to(mount_path)
+        if not is_elsewhere and "ro" not in parse_qs(uri.query).get("mode", []):
+            raise sqlite3.NotSupportedError(
+                f"ATTACH of {file or 'an expression'!r} is refused: a database of {mount_path} is attached read-only, as "
+                f"'file:{mount_path}/NAME?mode=ro'. To write to it, give it an alias in DATABASES."
             )
 
     _explained: dict[str, bool] = {}
