@@ -22,7 +22,7 @@ class LiteFSError(Exception):
 class SettingProblem:
     """One mistake in the settings.
 
-    `code` is the stable id of its system check without the app label ("E001"), `setting` the
+    `code` is the stable id of its system check without the app label ("E004"), `setting` the
     path as the user writes it (`LITEFS["MOUNT_PATH"]`), `message` says what is wrong with which
     value, `hint` what is allowed.
     """

@@ -101,7 +101,9 @@ def _read_consul(top: _Section) -> ConsulConfig | None:
     section.refuse_unknown()
     section.require("URL", "Like 'http://10.0.0.9:8500'.")
     section.require("KEY", "A name for this cluster's lease, like 'litefs/mysite'.")
-    return _build(top.problems, lambda: ConsulConfig(url=url or "http://x", key=key or "x", ttl=ttl))
+    # Stands in for one that could not be read, so that it is not called missing too.
+    x = ConsulConfig(url="http://x", key="x")
+    return _build(top.problems, lambda: ConsulConfig(url=url or x.url, key=key or x.key, ttl=ttl)) or x
 
 
 def _read_databases(
@@ -211,7 +213,7 @@ def _path(value: object) -> Path:
 
 def _seconds(value: object) -> float:
     if isinstance(value, timedelta):
-        return value.total_seconds()
+        value = value.total_seconds()
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError("a duration (a number of seconds or a timedelta)")
     # LiteFS counts in nanoseconds in 63 bits, which is 292 years; NaN fails every comparison.

@@ -222,7 +222,7 @@ class LiteFSSettings:
 
     def __post_init__(self) -> None:
         if self.run_path is None:
-            digest = hashlib.sha256(str(self.mount_path).encode()).hexdigest()[:12]
+            digest = hashlib.sha256(str(self.mount_path).encode(errors="surrogatepass")).hexdigest()[:12]
             object.__setattr__(self, "run_path", Path("/run/litefs_django") / digest)
         problems = _Problems()
         self._check_paths(problems)

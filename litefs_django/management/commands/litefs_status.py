@@ -83,9 +83,9 @@ def _rows(report: NodeReport, this: str) -> Iterator[tuple[str, ...]]:
         "yes" if report.info.candidate else "no",
         "" if report.is_primary else lag,
     )
-    positions = sorted(report.positions.items()) or [("", "")]
-    for index, (database, position) in enumerate(positions):
-        yield *(node if index == 0 else ("",) * len(node)), database, str(position)
+    databases = [(database, str(position)) for database, position in sorted(report.positions.items())]
+    for index, database in enumerate(databases or [("", "")]):
+        yield *(node if index == 0 else ("",) * len(node)), *database
 
 
 def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -1,0 +1,135 @@
+"""LiteFS's HTTP API (LiteFS v0.5.14, http/server.go, store.go). It knows no authentication."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException, HTTPResponse
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from litefs_django._litefs.errors import ClientError
+from litefs_django._litefs.mount import Position
+
+T = TypeVar("T")
+
+# About 600 bytes of each database stand in /debug/vars, 3 kB of metrics in /metrics.
+MAX_BODY = 16 << 20
+
+_METRIC = re.compile(rb"^(litefs_is_primary|litefs_lag_seconds) (\S+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """What GET /info says of a node.
+
+    `primary` is the name of the node that this one is, or is about to be, connected to: None when there is none;
+    `cluster_id` is None until the first primary has chosen one; `path` is LiteFS's data directory.
+    """
+
+    is_primary: bool
+    candidate: bool
+    primary: str | None
+    cluster_id: str | None
+    path: str
+
+
+class LiteFSClient:
+    """One node's API. Thread-safe: each call has a connection of its own, and knows no proxy.
+
+    Each call raises ClientError when LiteFS does not answer as it should within `timeout` seconds.
+    """
+
+    def __init__(self, base_url: str, timeout: float = 2.0) -> None:
+        self.base_url = base_url.rstrip("/")
+        self.timeout = timeout
+
+    def info(self) -> Info:
+        answer = self._json("/info")
+        try:
+            return Info(
+                is_primary=_typed(answer["isPrimary"], bool),
+                candidate=_typed(answer["candidate"], bool),
+                primary=_typed(answer["primary"]["hostname"], str) or None,
+                cluster_id=_typed(answer.get("clusterID", ""), str) or None,
+                path=_typed(answer["path"], str),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise self._foreign("/info") from error
+
+    def positions(self) -> dict[str, Position]:
+        """How far each database has come on this node, by file name. One without any transaction is left out."""
+        answer = self._json("/debug/vars")
+        try:
+            positions = {
+                _typed(name, str): Position.parse(f"{database['txid']}/{database['checksum']}")
+                for name, database in answer["store"]["dbs"].items()
+            }
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise self._foreign("/debug/vars") from error
+        return {name: position for name, position in positions.items() if position.txid}
+
+    def lag(self) -> float | None:
+        """Seconds since this node was last up to date; 0.0 on the primary, None when it never was.
+
+        It compares the clocks of two machines, in whole milliseconds. LiteFS also reports 0 for a replica that was
+        never synchronised (store.go, Lag); one that is 0 ms behind does not stay so.
+        """
+        for pause in (0, 0.001, 0.002, 0.004, 0.008):
+            time.sleep(pause)
+            metrics = dict(_METRIC.findall(self._get("/metrics")))
+            try:
+                is_primary, lag = (float(metrics[name]) for name in (b"litefs_is_primary", b"litefs_lag_seconds"))
+            except (KeyError, ValueError) as error:
+                raise self._foreign("/metrics") from error
+            if is_primary or lag:
+                return 0.0 if is_primary else lag
+        return None
+
+    def _json(self, path: str) -> Any:
+        try:
+            return json.loads(self._get(path))
+        except ValueError as error:
+            raise self._foreign(path) from error
+
+    def _get(self, path: str) -> bytes:
+        url = self.base_url + path
+        deadline = time.monotonic() + self.timeout
+        parts = urlsplit(self.base_url)
+        connection = HTTPConnection(parts.hostname or "", parts.port, timeout=self.timeout)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            body = self._body(response, url, deadline)
+        except TimeoutError as error:
+            raise ClientError(f"{url} did not answer within {self.timeout:g} s.") from error
+        except (OSError, HTTPException) as error:
+            said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise ClientError(f"{url} did not answer: {said}.") from error
+        finally:
+            connection.close()
+        if response.status != 200:
+            said = body[:200].decode(errors="replace").strip()
+            raise ClientError(f"{url} answered {response.status} {response.reason}. {said}".rstrip())
+        return body
+
+    def _body(self, response: HTTPResponse, url: str, deadline: float) -> bytes:
+        body = bytearray()
+        while chunk := response.read1(1 << 16):
+            body += chunk
+            if len(body) > MAX_BODY:
+                raise ClientError(f"{url} answered with more than {MAX_BODY} bytes.")
+            if time.monotonic() > deadline:
+                raise TimeoutError
+        return bytes(body)
+
+    def _foreign(self, path: str) -> ClientError:
+        return ClientError(f"{self.base_url}{path} answered with something that is not from LiteFS v0.5.14.")
+
+
+def _typed(value: object, kind: type[T]) -> T:
+    if not isinstance(value, kind):
+        raise TypeError(f"{value!r} is not {kind}")
+    return value

@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from copy import deepcopy
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+
+from litefs_django._litefs.errors import SettingProblem, SettingsError
+from litefs_django._litefs.reading import read_settings
+from litefs_django._litefs.settings import LiteFSSettings, Node
+from tests.strategies import CONTROL, file_names, litefs_settings, patient
+
+TWO_NODES = {
+    "NODE": "a",
+    "NODES": {"a": {"ADDRESS": "10.0.0.1"}, "b": {"ADDRESS": "10.0.0.2"}},
+    "PRIMARY": "a",
+}
+
+
+def problems(raw: object, databases: dict[str, object] | None = None) -> tuple[SettingProblem, ...]:
+    with pytest.raises(SettingsError) as error:
+        read_settings(raw, databases or {})
+    return error.value.problems
+
+
+def only(found: tuple[SettingProblem, ...]) -> SettingProblem:
+    (problem,) = found
+    return problem
+
+
+class TestDefaults:
+    def test_one_node_needs_no_settings(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(socket, "gethostname", lambda: "laptop")
+        it = read_settings({}, {"default": "db.sqlite3"})
+        assert it.cluster.nodes == (Node(name="laptop", address="127.0.0.1"),)
+        assert it.cluster.this.name == it.cluster.primary == "laptop"
+        assert it == LiteFSSettings(cluster=it.cluster, databases=it.databases)
+
+    def test_this_node_is_named_like_the_machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(socket, "gethostname", lambda: "b")
+        raw = {key: value for key, value in TWO_NODES.items() if key != "NODE"}
+        assert read_settings(raw, {}).cluster.this.name == "b"
+
+    def test_ports_of_all_and_of_one(self) -> None:
+        raw = deepcopy(TWO_NODES) | {"HTTP_PORT": 30000}
+        raw["NODES"]["b"]["HTTP_PORT"] = 30001  # type: ignore[index]
+        assert [node.http_port for node in read_settings(raw, {}).cluster.nodes] == [30000, 30001]
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [(5, 5.0), (2.5, 2.5), (timedelta(minutes=1), 60.0), (timedelta(milliseconds=1500), 1.5)]
+)
+def test_durations(value: Any, seconds: float) -> None:
+    it = read_settings({**TWO_NODES, "RETENTION": value, "MAX_LAG": value}, {})
+    assert (it.retention, it.max_lag) == (seconds, seconds)
+
+
+@pytest.mark.parametrize("value", [-1, 10**10, float("nan"), timedelta(days=-1), timedelta.max])
+def test_impossible_durations(value: Any) -> None:
+    assert only(problems({**TWO_NODES, "RETENTION": value})).setting == 'LITEFS["RETENTION"]'
+
+
+def test_an_empty_path() -> None:
+    assert "it is empty" in str(only(problems({**TWO_NODES, "MOUNT_PATH": ""})))
+
+
+@pytest.mark.parametrize("value", ["/srv/litefs", Path("/srv/litefs"), "/srv/litefs/"])
+def test_paths(value: Any) -> None:
+    assert read_settings({**TWO_NODES, "MOUNT_PATH": value}, {}).mount_path == Path("/srv/litefs")
+
+
+class TestDatabases:
+    @pytest.mark.parametrize(
+        "name", ["db.sqlite3", Path("db.sqlite3"), "/litefs/db.sqlite3", Path("/litefs/db.sqlite3")]
+    )
+    def test_on_the_mount(self, name: object) -> None:
+        (database,) = read_settings(TWO_NODES, {"default": name}).databases
+        assert (database.alias, database.name) == ("default", "db.sqlite3")
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            None,
+            "",
+            5,
+            "sub/db",
+            "./db",
+            "/litefs/sub/db",
+            "/litefs",
+            "/srv/db",
+            "/litefs/../db",
+            "..",
+            "db-wal",
+            "\ud800",
+        ],
+    )
+    def test_elsewhere(self, name: object) -> None:
+        problem = only(problems(TWO_NODES, {"default": name}))
+        assert (problem.code, problem.setting) == ("E007", 'DATABASES["default"]["NAME"]')
+        assert "MOUNT_PATH" in str(problem) or repr(name) in str(problem)
+
+    def test_two_on_one_file(self) -> None:
+        problem = only(problems(TWO_NODES, {"default": "db.sqlite3", "other": Path("/litefs/db.sqlite3")}))
+        assert (problem.code, problem.setting) == ("E007", 'DATABASES["other"]["NAME"]')
+
+
+@pytest.mark.parametrize("raw", [None, [], "x", 5])
+def test_litefs_is_a_dictionary(raw: object) -> None:
+    problem = only(problems(raw))
+    assert (problem.code, problem.setting) == ("E003", "LITEFS")
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [("MOUNTPATH", "MOUNT_PATH"), ("mount_path", "MOUNT_PATH"), ("NODE_S", "NODES"), ("Consul", "CONSUL")],
+)
+def test_the_nearest_key_is_named(key: str, near: str) -> None:
+    problem = only(problems({**TWO_NODES, key: 1}))
+    assert (problem.code, problem.setting) == ("E002", f'LITEFS["{key}"]')
+    assert problem.hint == f"Did you mean {near!r}?"
+
+
+def test_where_no_key_is_near_all_are_named() -> None:
+    hint = only(problems({**TWO_NODES, "XYZZY": 1})).hint
+    assert hint.startswith("The keys are: ")
+    assert "MOUNT_PATH" in hint
+
+
+def test_keys_of_a_node_and_of_consul() -> None:
+    raw = {
+        "NODE": "a",
+        "NODES": {"a": {"ADRESS": "10.0.0.1"}},
+        "LEADER_ELECTION": "consul",
+        "CONSUL": {"URL": "http://10.0.0.9:8500", "KEYS": "k"},
+    }
+    found = {(problem.code, problem.setting): problem.hint for problem in problems(raw)}
+    assert found.keys() == {
+        ("E002", 'LITEFS["NODES"]["a"]["ADRESS"]'),
+        ("E005", 'LITEFS["NODES"]["a"]["ADDRESS"]'),
+        ("E002", 'LITEFS["CONSUL"]["KEYS"]'),
+        ("E005", 'LITEFS["CONSUL"]["KEY"]'),
+    }
+    assert found["E002", 'LITEFS["NODES"]["a"]["ADRESS"]'] == "Did you mean 'ADDRESS'?"
+
+
+def test_all_mistakes_are_reported_at_once() -> None:
+    raw = {
+        **TWO_NODES,
+        "NODE": "c",
+        "MOUNT_PATH": "litefs",
+        "RETENTION": 0,
+        "MAX_LAG": "10s",
+        "ENABLE": True,
+        "LITEFS_YML": {"lease": {"ttl": "1s"}, "exec": "app"},
+    }
+    assert {(problem.code, problem.setting) for problem in problems(raw, {"default": "a/b"})} == {
+        ("E006", 'LITEFS["NODE"]'),
+        ("E004", 'LITEFS["MOUNT_PATH"]'),
+        ("E004", 'LITEFS["RETENTION"]'),
+        ("E003", 'LITEFS["MAX_LAG"]'),
+        ("E002", 'LITEFS["ENABLE"]'),
+        ("E007", 'DATABASES["default"]["NAME"]'),
+        ("E008", 'LITEFS["LITEFS_YML"]["lease"]["ttl"]'),
+        ("E008", 'LITEFS["LITEFS_YML"]["exec"]'),
+    }
+
+
+@pytest.mark.parametrize("address", ["10.0.0", None])
+def test_one_mistake_in_a_node_is_one_problem(address: Any) -> None:
+    """Without its node the cluster would lack its primary, this node and their ports too."""
+    raw = {"NODE": "a", "PRIMARY": "a", "NODES": {"a": {"ADDRESS": address, "HTTP_PORT": 1}}}
+    raw["LITEFS_YML"] = {"http": {"addr": ":1"}}
+    assert only(problems(raw)).setting == 'LITEFS["NODES"]["a"]["ADDRESS"]'
+
+
+def test_the_names_of_nodes_are_text() -> None:
+    raw = {"NODE": "a", "PRIMARY": "a", "NODES": {5: {"ADDRESS": "10.0.0.1"}}}
+    assert only(problems(raw)).setting == 'LITEFS["NODES"]["5"]'
+
+
+@patient
+@given(litefs_settings(), st.dictionaries(st.sampled_from(["default", "other"]), file_names))
+def test_valid_settings_are_read(raw: dict[str, Any], databases: dict[str, str]) -> None:
+    if len(set(databases.values())) == len(databases):
+        it = read_settings(raw, databases)
+        assert {database.alias: database.name for database in it.databases} == databases
+        assert it.cluster.node == raw["NODE"]
+        assert [node.name for node in it.cluster.nodes] == list(raw["NODES"])
+        assert str(it.mount_path) == raw["MOUNT_PATH"]
+        assert it.litefs_yml == raw["LITEFS_YML"]
+
+
+Corruption = Callable[[dict[str, Any]], str]
+
+junk = [None, b"x", object(), ("a",), {1}]
+not_text: SearchStrategy[Any] = st.sampled_from([*junk, 5, True, [], {}])
+not_a_flag: SearchStrategy[Any] = st.sampled_from([*junk, 0, 1, "True", []])
+not_whole: SearchStrategy[Any] = st.sampled_from([*junk, "1", 1.0, True, []])
+not_a_duration: SearchStrategy[Any] = st.sampled_from([*junk, "10s", True, float("nan"), float("inf"), -1, 10**10])
+not_a_path = st.one_of(
+    st.sampled_from([*junk, 5, True, "", "/", ".", "//x", "/a/../b", "/\ud800"]),
+    st.text(min_size=1).filter(lambda text: not text.startswith("/")),
+    st.sampled_from(CONTROL).map("/a{}b".format),
+)
+no_name: SearchStrategy[Any] = st.sampled_from(["no-such-node", "", *junk, 5])
+WRONG: dict[str, SearchStrategy[Any]] = {
+    "ENABLED": not_a_flag,
+    "MOUNT_PATH": not_a_path,
+    "DATA_PATH": not_a_path,
+    "RUN_PATH": not_a_path,
+    "LEADER_ELECTION": st.one_of(not_text, st.text().filter(lambda text: text not in ("static", "consul"))),
+    "NODE": no_name,
+    "NODES": st.sampled_from([*junk, [], "a", {"a": None}, {"a": {}}]),
+    "PRIMARY": no_name,
+    "CONSUL": st.sampled_from([*junk, {}, {"URL": "http://10.0.0.9:8500"}, {"KEY": "k"}, "http://10.0.0.9:8500"]),
+    "HTTP_PORT": not_whole,
+    "RETENTION": st.one_of(not_a_duration, st.sampled_from([0, 0.999])),
+    "MAX_LAG": st.one_of(not_a_duration, st.just(0)),
+    "ALLOW_OTHER": not_a_flag.filter(lambda value: value is not None),
+    "LITEFS_YML": st.sampled_from([*junk, [], "fuse: {}", {"x": 1}, {"exec": "app"}, {"log": {"format": 1}}]),
+    "BINARY": st.one_of(not_text, st.just("")),
+}
+WRONG_IN_NODE: dict[str, SearchStrategy[Any]] = {
+    "ADDRESS": st.one_of(not_text, st.sampled_from(["", "0.0.0.0", "1.2.3", "a:1", "http://a", "a b", "a/b"])),
+    "URL": st.one_of(not_text, st.sampled_from(["", "a", "http://", "http://a:0", "http://a/b", "http://a#"])),
+    "HTTP_PORT": st.one_of(not_whole, st.sampled_from([0, 65536, -1])),
+}
+
+
+@patient
+@given(raw=litefs_settings(), data=st.data())
+def test_any_wrong_value_is_refused_by_its_name(raw: dict[str, Any], data: st.DataObject) -> None:
+    key = data.draw(st.sampled_from(sorted(WRONG)))
+    raw[key] = data.draw(WRONG[key])
+    assert any(problem.setting.startswith(f'LITEFS["{key}"]') for problem in problems(raw))
+
+
+@patient
+@given(raw=litefs_settings(), data=st.data())
+def test_any_wrong_value_of_a_node_is_refused_by_its_name(raw: dict[str, Any], data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(sorted(raw["NODES"])))
+    key = data.draw(st.sampled_from(sorted(WRONG_IN_NODE)))
+    raw["NODES"][name][key] = data.draw(WRONG_IN_NODE[key])
+    assert only(problems(raw)).setting == f'LITEFS["NODES"]["{name}"]["{key}"]'
+
+
+@patient
+@given(raw=litefs_settings(), data=st.data())
+def test_any_missing_or_misspelt_key_is_refused_by_its_name(raw: dict[str, Any], data: st.DataObject) -> None:
+    needed = "PRIMARY" if raw["LEADER_ELECTION"] == "static" and len(raw["NODES"]) > 1 else "CONSUL"
+    section, path, missing = data.draw(
+        st.sampled_from(
+            [
+                *((node, f'LITEFS["NODES"]["{name}"]', "ADDRESS") for name, node in raw["NODES"].items()),
+                *([(raw, "LITEFS", needed)] if needed in raw else []),
+                *((raw["CONSUL"], 'LITEFS["CONSUL"]', key) for key in ("URL", "KEY") if "CONSUL" in raw),
+            ]
+        )
+    )
+    value = section.pop(missing)
+    assert only(problems(raw)).setting == f'{path}["{missing}"]'
+    misspelt = missing[:-1] + "X"
+    section[misspelt] = value
+    assert {problem.setting for problem in problems(raw)} == {f'{path}["{missing}"]', f'{path}["{misspelt}"]'}
+
+
+@patient
+@given(raw=litefs_settings(), data=st.data())
+def test_any_overlap_and_port_used_twice_is_refused(raw: dict[str, Any], data: st.DataObject) -> None:
+    first, second = data.draw(st.sampled_from([("MOUNT_PATH", "DATA_PATH"), ("MOUNT_PATH", "RUN_PATH")]))
+    overlapping = {**raw, second: raw[first] + data.draw(st.sampled_from(["", "/x", "/x/y"]))}
+    assert any(problem.setting == f'LITEFS["{second}"]' for problem in problems(overlapping))
+
+    name = data.draw(st.sampled_from(sorted(raw["NODES"])))
+    node = raw["NODES"][name]
+    twin = {**node, "HTTP_PORT": node.get("HTTP_PORT", raw.get("HTTP_PORT", 20202))}
+    nodes = {**raw["NODES"], "twin-of-another": twin}
+    assert "HTTP_PORT" in str(only(problems({**raw, "NODES": nodes})))
