@@ -15,12 +15,13 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from litefs_django._litefs.node.output import STDERR, STDOUT, Output
+from litefs_django._litefs.node.output import Output
 
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL; docker stop kills after 10
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
+_libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
 
 
 class Child:
@@ -38,6 +39,11 @@ class Child:
     @property
     def is_running(self) -> bool:
         return self.returncode is None
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it has been told to end."""
+        return self._kill_at is not None
 
     @property
     def is_gone(self) -> bool:
@@ -100,16 +106,14 @@ class Children:
     ) -> Child:
         """Runs a command; `name` marks its output. Raises OSError when it cannot be executed."""
         parent = os.getpid()
-        environment = os.environ | {"PYTHONUNBUFFERED": os.environ.get("PYTHONUNBUFFERED", "1")}
-        if search_path is not None:
-            environment["PATH"] = search_path
+        environment = os.environ if search_path is None else os.environ | {"PATH": search_path}
 
         def tie_to_parent() -> None:
             _libc.prctl(_PR_SET_PDEATHSIG, int(on_our_death), 0, 0, 0)
             if os.getppid() != parent:  # it ended before it could be noticed
                 os._exit(1)
 
-        stdout, stderr = self._output.open(name, STDOUT), self._output.open(name, STDERR)
+        stdout, stderr = self._output.open(name, is_error=False), self._output.open(name, is_error=True)
         try:
             # preexec_fn runs Python between fork and exec, beside threads that may hold locks at that
             # moment: it takes none, and there is no other way to set PR_SET_PDEATHSIG.
@@ -130,7 +134,7 @@ class Children:
 
     def reap(self) -> list[Child]:
         """Those of ours that have ended since the last call. As PID 1 it reaps everybody's orphans too."""
-        ended = []
+        ended: list[Child] = []
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)

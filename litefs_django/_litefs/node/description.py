@@ -15,7 +15,7 @@ Command = tuple[str, ...]
 class NodeDescription:
     """One node, ready to be run. Commands are argument lists; paths are absolute.
 
-    `search_path` is the PATH under which LiteFS finds fusermount3; `other_nodes` the (host, port) of
+    `search_path` is the PATH under which LiteFS finds fusermount3; `other_nodes` the URLs of
     the other nodes' LiteFS HTTP APIs; `migrate` the commands that bring every database up to date and
     `migrate_check` those that end with 0 once that is so, both empty without --migrate; `claims` the
     descriptors that hold this node's directories against a second supervisor.
@@ -24,7 +24,7 @@ class NodeDescription:
     mount_path: Path
     run_path: Path
     databases: tuple[str, ...]
-    other_nodes: tuple[tuple[str, int], ...]
+    other_nodes: tuple[str, ...]
     litefs: Command
     search_path: str
     application: Command

@@ -9,8 +9,6 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-STDOUT, STDERR = 1, 2
-
 # A longer line is passed on in pieces: what never ends its line must not fill the memory.
 _LONGEST_LINE = 65536
 
@@ -25,15 +23,17 @@ class _Source:
 class Output:
     """A thread of its own does the writing: whoever reads our stdout may stop reading at any time."""
 
-    def __init__(self) -> None:
+    def __init__(self, stdout: int = 1, stderr: int = 2) -> None:
+        self._stdout, self._stderr = stdout, stderr
         self._selector = selectors.DefaultSelector()
-        self._own = self.open("litefs_run", STDERR)
+        self._own = self.open("litefs_run", is_error=True)
         os.set_blocking(self._own, False)
         self._thread = threading.Thread(target=self._run, name="litefs-output", daemon=True)
         self._thread.start()
 
-    def open(self, name: str, target: int) -> int:
-        """A descriptor to write to; its lines come out on `target`. It is the caller's to close."""
+    def open(self, name: str, *, is_error: bool) -> int:
+        """A descriptor to write to; its lines come out on our stdout or stderr. It is the caller's to close."""
+        target = self._stderr if is_error else self._stdout
         reader, writer = os.pipe()
         self._selector.register(reader, selectors.EVENT_READ, _Source(f"{name} | ".encode(), target))
         return writer

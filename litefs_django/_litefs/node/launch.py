@@ -1,0 +1,90 @@
+"""From settings to a process that is the supervisor: everything that can be refused is refused before."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from litefs_django._litefs import binary, fusermount
+from litefs_django._litefs.config import ConfigGenerator
+from litefs_django._litefs.errors import LiteFSError, SupervisorError
+from litefs_django._litefs.node.claim import claim, claim_mount_path
+from litefs_django._litefs.node.description import Command, NodeDescription
+from litefs_django._litefs.settings import LiteFSSettings
+
+CONFIG = "litefs.yml"
+DESCRIPTION = "node.json"
+
+
+def prepare(
+    settings: LiteFSSettings,
+    application: Command,
+    *,
+    on_primary: Sequence[Command] = (),
+    migrate: Sequence[Command] = (),
+    migrate_check: Sequence[Command] = (),
+) -> Path:
+    """Claims the node's directories for this process and writes litefs.yml and the description, whose path it returns.
+
+    The claims last as long as this process, as the supervisor too. Raises LiteFSError with all that stands in the way.
+    """
+    config = ConfigGenerator(settings)
+    litefs = _find_litefs(config, [application, *on_primary])
+    # The kernel lists mounts under their real paths. The last part may be a dead mount, which nobody can resolve.
+    mount_path = settings.mount_path.parent.resolve() / settings.mount_path.name
+    search_path = os.environ.get("PATH", os.defpath)
+    claims = [claim("RUN_PATH", settings.run), claim("DATA_PATH", settings.data_path, 0o700)]
+    if shutil.which("fusermount3") is None:
+        fusermount.install_helper(settings.run / "bin")
+        search_path = f"{settings.run / 'bin'}:{search_path}"
+    claims.append(claim_mount_path(mount_path, search_path))
+    config.write(settings.run / CONFIG)
+    NodeDescription(
+        mount_path=mount_path,
+        run_path=settings.run,
+        databases=tuple(database.name for database in settings.databases),
+        other_nodes=tuple(node.http_url for node in settings.cluster.nodes if node != settings.cluster.this),
+        litefs=(str(litefs), "mount", "-config", str(settings.run / CONFIG), "-no-expand-env"),
+        search_path=search_path,
+        application=application,
+        on_primary=tuple(on_primary),
+        migrate=tuple(migrate),
+        migrate_check=tuple(migrate_check),
+        claims=tuple(claims),
+    ).write(settings.run / DESCRIPTION)
+    for descriptor in claims:
+        os.set_inheritable(descriptor, True)
+    return settings.run / DESCRIPTION
+
+
+def become_supervisor(description: Path) -> NoReturn:
+    """Replaces this process by the supervisor, which imports nothing from the project's directories."""
+    package = str(Path(__file__).parents[3])
+    if os.path.abspath(sys.path[0]) == package:
+        # -P leaves out the script's or the current directory, and that is where litefs_django lies.
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), package]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "litefs_django._litefs.node", str(description)])
+
+
+def _find_litefs(config: ConfigGenerator, commands: Sequence[Command]) -> Path:
+    """The verified binary. Raises SupervisorError with everything that this machine lacks."""
+    problems = [f"there is no command {argv[0]!r}" for argv in commands if shutil.which(argv[0]) is None]
+    problems += [
+        f"{requirement.missing} is missing; what mends it: {requirement.command}"
+        for requirement in binary.missing_requirements(os.geteuid() == 0, config.is_open_to_others)
+    ]
+    litefs = Path()
+    try:
+        litefs = binary.find(config.settings.binary)
+        binary.verify(litefs)
+    except LiteFSError as error:
+        problems.append(str(error))
+    if problems:
+        raise SupervisorError("LiteFS cannot run here:\n" + "\n".join(f"- {problem}" for problem in problems))
+    return litefs

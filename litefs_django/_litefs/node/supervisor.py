@@ -1,0 +1,301 @@
+"""The supervisor of one node: LiteFS, the application and the primary's commands, from start to end.
+
+One loop that never blocks for longer than a heartbeat of the node file. Its course is a generator that
+yields, at each turn, the sentence that says what the node does or waits for; a sentence is logged when it
+differs from the last one.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+from litefs_django._litefs.errors import LiteFSError, SupervisorError
+from litefs_django._litefs.mount import PrimaryDetector
+from litefs_django._litefs.node.children import Backoff, Child, Children
+from litefs_django._litefs.node.description import Command, NodeDescription
+from litefs_django._litefs.node.litefs_process import LiteFSProcess
+from litefs_django._litefs.node.output import Output
+from litefs_django._litefs.node.primary_command import PrimaryCommand
+from litefs_django._litefs.node.replicas import wait_until_one_has
+from litefs_django._litefs.node.signals import FORWARDED, STOP, Signals
+from litefs_django._litefs.node_file import HEARTBEAT, NodeFileWriter
+from litefs_django._litefs.write_turn import FileLock, gate_path, turn_path
+
+APPLICATION = "app"
+
+MIGRATIONS_TIMEOUT = 300.0  # seconds that a replica waits for the primary's migrations
+_CHECK_PAUSE = 1.0
+# A clean stop: with the children's grace (5 s) and LiteFS's (1 s) these fit in 8 s.
+_GATES_TIMEOUT = 0.5
+_CATCH_UP_TIMEOUT = 1.0
+# Seconds that a node counts as primary while its mount says nothing: LiteFS is back in less when it is
+# restarted, and no other node becomes primary so soon.
+_ROLE_LIFETIME = 2.0
+
+Steps = Generator[str, None, None]
+
+
+class _StopRequested(Exception):
+    """SIGTERM or SIGINT has come."""
+
+
+class Supervisor:
+    """Runs the node that it is given a description of. Only for the main thread."""
+
+    def __init__(self, node: NodeDescription) -> None:
+        for descriptor in node.claims:
+            os.set_inheritable(descriptor, False)
+        self._node = node
+        self._signals = Signals()
+        self._output = Output()
+        self._children = Children(self._output)
+        self._gates = {name: _make_locks(node.run_path, name) for name in node.databases}
+        self._node_file = NodeFileWriter(node.run_path)
+        self._litefs = LiteFSProcess(node, self._children, self._node_file, self._output.say, self._signals.poke)
+        self._commands = [
+            PrimaryCommand(f"primary-{number}", argv, self._children, self._output.say)
+            for number, argv in enumerate(node.on_primary, 1)
+        ]
+        self._foreground: Child | None = None  # the application, or a migration before it
+        self._commands_may_run = False
+        self._primary_until = 0.0
+        self._keeps_litefs = True
+        self._is_stopping = False
+
+    def run(self) -> int:
+        """Runs the node to its end. Returns the exit code."""
+        course = self._course()
+        said = ""
+        try:
+            sentence = next(course)
+            while True:
+                if sentence != said:
+                    said = sentence
+                    self._output.say(sentence)
+                interruption = self._turn()
+                sentence = course.throw(interruption) if interruption else next(course)
+        except StopIteration as end:
+            self._node_file.close()
+            self._output.close(timeout=0.5)
+            return int(end.value)
+
+    def _turn(self) -> Exception | None:
+        """Waits until something happens and does what always is to be done. What ends the course, if anything."""
+        interruption: Exception | None = None
+        for number in self._signals.wait(HEARTBEAT):
+            if number in STOP and not self._is_stopping:
+                interruption = _StopRequested()
+            elif number in FORWARDED and self._application is not None:
+                self._application.send(number)
+        self._node_file.beat()
+        self._children.reap()
+        try:
+            if self._keeps_litefs:
+                self._litefs.keep()
+        except SupervisorError as error:
+            interruption = error
+        if self._commands_may_run:
+            is_primary = self._is_primary()
+            for command in self._commands:
+                command.keep(is_primary=is_primary)
+        return interruption
+
+    def _is_primary(self) -> bool:
+        """Whether commands for the primary may run: a fact that expires when the mount says nothing any more."""
+        view = self._litefs.view
+        if view.is_primary:
+            self._primary_until = self._litefs.seen_at + _ROLE_LIFETIME
+        elif view.serves:
+            self._primary_until = 0.0
+        return time.monotonic() < self._primary_until
+
+    def _course(self) -> Generator[str, None, int]:
+        code: int | None = None
+        try:
+            code = yield from self._live()
+        except _StopRequested:
+            pass
+        except LiteFSError as error:
+            self._output.say(str(error))
+            code = 1
+        self._is_stopping = True
+        yield from self._stop()
+        return self._exit_code() if code is None else code
+
+    @property
+    def _application(self) -> Child | None:
+        child = self._foreground
+        return child if child is not None and child.name == APPLICATION else None
+
+    def _exit_code(self) -> int:
+        """After SIGTERM: the application's own, 0 when it knew nothing better than to die of that SIGTERM."""
+        code = self._application.returncode if self._application is not None else None
+        return 0 if code in (None, -signal.SIGTERM) else _shell_code(code)
+
+    def _live(self) -> Generator[str, None, int]:
+        yield from self._until_synced()
+        if self._node.migrate:
+            yield from self._migrate()
+        self._commands_may_run = True
+        backoff = Backoff()
+        while True:
+            application = yield from self._run(APPLICATION, self._node.application, self._describe)
+            assert application.returncode is not None
+            self._output.say(f"the application has ended: {application.how_it_ended}")
+            # The -shm file is mapped into memory: a LiteFS that ends can take its readers with it.
+            if application.returncode != -signal.SIGBUS:
+                return _shell_code(application.returncode)
+            backoff.ended(application.started)
+            while not (application.is_gone and backoff.is_over and self._litefs.view.serves):
+                if not application.is_gone:
+                    application.end()
+                yield "starts the application again as soon as LiteFS serves"
+
+    def _until_synced(self) -> Steps:
+        since = time.monotonic()
+        while not (view := self._litefs.view).is_synced:
+            if not view.serves:
+                what = f"LiteFS to serve {self._node.mount_path}"
+            elif view.primary is None:
+                what = "a primary to synchronise with"
+            else:
+                what = f"the first synchronisation with the primary, {view.primary}"
+            yield f"waits for {what} ({time.monotonic() - since:.0f} s)"
+
+    def _migrate(self) -> Steps:
+        """Migrates as the primary; on a replica waits until the primary's migrations have arrived.
+
+        A replica that becomes the primary meanwhile migrates.
+        """
+        since = time.monotonic()
+        while True:
+            yield from self._until_synced()
+            view, mounts = self._litefs.view, self._litefs.mounts
+            if view.is_primary:
+                code = yield from self._run_all("migrate", self._node.migrate, lambda: "migrates")
+                if code == 0:
+                    return
+                if self._litefs.view.is_primary and self._litefs.mounts == mounts:
+                    raise SupervisorError("The migrations have failed.")
+            else:
+                code = yield from self._run_all("migrate", self._node.migrate_check, lambda: _wait_for_them(since))
+                if code == 0:
+                    return
+                if time.monotonic() - since > MIGRATIONS_TIMEOUT:
+                    raise SupervisorError(
+                        f"The primary's migrations have not arrived within {MIGRATIONS_TIMEOUT:.0f} s. Is it "
+                        "started with --migrate, and with this release of the project?"
+                    )
+            pause = time.monotonic() + _CHECK_PAUSE
+            while time.monotonic() < pause:
+                yield _wait_for_them(since)
+
+    def _run_all(
+        self, name: str, commands: tuple[Command, ...], sentence: Callable[[], str]
+    ) -> Generator[str, None, int]:
+        """The first exit code that is not 0."""
+        for argv in commands:
+            child = yield from self._run(name, argv, sentence)
+            if child.returncode:
+                return child.returncode
+        return 0
+
+    def _run(self, name: str, argv: Command, sentence: Callable[[], str]) -> Generator[str, None, Child]:
+        """Runs a command to its end. Raises SupervisorError when it cannot be executed."""
+        try:
+            child = self._foreground = self._children.start(name, argv, on_our_death=signal.SIGTERM)
+        except OSError as error:
+            raise SupervisorError(f"{argv[0]!r} cannot be started: {error}.") from error
+        while child.is_running:
+            yield sentence()
+        return child
+
+    def _describe(self) -> str:
+        view = self._litefs.view
+        if not view.serves:
+            return "the application runs, LiteFS is down"
+        if view.is_primary:
+            return "the application runs, this node is the primary"
+        return f"the application runs, this node is a replica of {view.primary or 'no primary yet'}"
+
+    def _stop(self) -> Steps:
+        self._commands_may_run = False
+        children = [child for child in (self._foreground, *(command.child for command in self._commands)) if child]
+        while alive := [child for child in children if not child.is_gone]:
+            for child in alive:
+                child.end()
+            yield f"waits for {', '.join(child.name for child in alive)} to end"
+        self._keeps_litefs = False
+        view = self._litefs.view
+        if view.serves:
+            yield from self._hold_commits()
+        if view.is_primary and self._node.other_nodes:
+            yield from self._let_another_catch_up()
+        yield from self._litefs.stop()
+
+    def _hold_commits(self) -> Steps:
+        """Takes all commit gates: other processes of this machine may be writing, a shell for instance."""
+        deadline = time.monotonic() + _GATES_TIMEOUT
+        held: list[str] = []
+
+        def hold() -> None:
+            for name, gate in self._gates.items():
+                if gate.acquire(deadline - time.monotonic()):
+                    held.append(name)
+
+        yield from self._in_thread(hold, _GATES_TIMEOUT + HEARTBEAT, "waits for commits in flight")
+        if missing := self._gates.keys() - held:
+            self._output.say(f"a commit does not end: {', '.join(sorted(missing))}")
+
+    def _let_another_catch_up(self) -> Steps:
+        """What no other node has is lost when one of them becomes primary."""
+
+        def catch_up() -> None:
+            detector = PrimaryDetector(self._node.mount_path)
+            found = {name: detector.position(name) for name in self._node.databases}
+            known = {name: position for name, position in found.items() if position is not None and position.txid > 0}
+            if not wait_until_one_has(known, self._node.other_nodes, _CATCH_UP_TIMEOUT):
+                self._output.say("no other node is known to have all transactions of this one")
+
+        yield from self._in_thread(catch_up, _CATCH_UP_TIMEOUT + HEARTBEAT, "waits for another node to have everything")
+
+    def _in_thread(self, work: Callable[[], None], timeout: float, sentence: str) -> Steps:
+        """Does something that may block, and goes on when it is done or `timeout` seconds have passed."""
+        is_done = threading.Event()
+
+        def run() -> None:
+            try:
+                work()
+            except (LiteFSError, OSError) as error:
+                self._output.say(str(error))
+            finally:
+                is_done.set()
+                self._signals.poke()
+
+        threading.Thread(target=run, daemon=True).start()
+        deadline = time.monotonic() + timeout
+        while not is_done.is_set() and time.monotonic() < deadline:
+            yield sentence
+
+
+def _wait_for_them(since: float) -> str:
+    return f"waits for the primary's migrations to arrive ({time.monotonic() - since:.0f} s)"
+
+
+def _shell_code(code: int) -> int:
+    """As a shell says it: 128 + the signal's number."""
+    return code if code >= 0 else 128 - code
+
+
+def _make_locks(run_path: Path, database: str) -> FileLock:
+    """Makes the database's lock files, which every user may open, and returns the commit gate."""
+    FileLock(turn_path(run_path, database)).close()
+    gate = FileLock(gate_path(run_path, database))
+    for path in (turn_path(run_path, database), gate.path):
+        path.chmod(0o644)
+    return gate

@@ -1,0 +1,172 @@
+"""What depends on the node's role: `--on-primary` and `--migrate`."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import subprocess
+import time
+
+import psutil
+import pytest
+
+from tests.cluster.run.applications import IDLE, WRITERS, WRITTEN, python
+from tests.cluster.run.conftest import StartNodes
+from tests.cluster.run.nodes import SupervisedNode
+
+# For `--on-primary`; the second one does not end by SIGTERM.
+WORKER = shlex.join(python(IDLE))
+DEAF = shlex.join(
+    python(
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
+    )
+)
+
+
+def worker_of(node: SupervisedNode, code: str) -> list[psutil.Process]:
+    return [
+        process for process in node.children() if process.ppid() == node.pid and code in " ".join(process.cmdline())
+    ]
+
+
+@pytest.mark.cluster
+def test_command_is_started_again_ever_later(start_nodes: StartNodes) -> None:
+    node, replica = start_nodes(2)
+    marked = WORKER + " 0 worker"
+    node.start_and_wait("--on-primary", marked, shlex.join(python("print('done')")))
+    replica.start_and_wait("--on-primary", marked)
+    node.wait_for_line("primary-1 | application runs")
+    for count in range(2, 5):
+        worker_of(node, "0 worker")[0].kill()
+        node.wait_for_line("primary-1 | application runs", count=count)
+    node.wait_for_line("primary-2 | done", count=4)
+    ended = len(node.found("primary-2 has ended: exit code 0"))
+    assert 3 <= ended < 10
+    # LiteFS's restart takes the role away for a moment, not the command.
+    worker = worker_of(node, "0 worker")[0]
+    node.litefs_process().kill()
+    node.wait_for_line("LiteFS serves", count=2)
+    node.wait_for_line("the application runs, this node is the primary", count=2)
+    assert worker.is_running()
+    assert node.stop() == 0
+    assert not replica.found("primary-1")
+    assert replica.stop() == 0
+    node.assert_nothing_left()
+
+
+@pytest.mark.cluster
+def test_command_of_a_primary_whose_litefs_hangs(start_nodes: StartNodes) -> None:
+    """Nobody knows what other nodes do meanwhile: it ends, and comes back."""
+    (node,) = start_nodes(1)
+    node.start_and_wait("--on-primary", WORKER)
+    node.wait_for_line("primary-1 | application runs")
+    litefs = node.litefs_process()
+    litefs.suspend()
+    node.wait_for_line("primary-1 has ended")
+    assert node.node_file.generation() is not None
+    litefs.resume()
+    node.wait_for_line("primary-1 | application runs", count=2)
+    litefs.suspend()
+    started = time.monotonic()
+    assert node.stop() == 0
+    assert time.monotonic() - started < 8
+    node.assert_nothing_left()
+
+
+@pytest.mark.consul
+def test_commands_follow_the_role(consul_nodes: list[SupervisedNode]) -> None:
+    first, second = consul_nodes
+    first.start_and_wait("--on-primary", WORKER, DEAF)
+    first.wait_for_line("primary-1 | application runs")
+    first.wait_for_line("primary-2 | deaf")
+    second.start_and_wait("--on-primary", WORKER)
+    second.wait_for_line("this node is a replica of node1")
+    assert not second.found("primary-1")
+    second.promote()
+    first.wait_for_line("primary-1 | got SIGTERM")
+    second.wait_for_line("primary-1 | application runs")
+    first.wait_for_line("primary-2 has ended: SIGKILL")
+    first.wait_for_line("this node is a replica of node2")
+    first.promote()
+    first.wait_for_line("primary-1 | application runs", count=2)
+    second.wait_for_line("primary-1 | got SIGTERM")
+    assert second.stop() == 0
+    assert first.stop() == 0
+    first.assert_nothing_left()
+
+
+@pytest.mark.consul
+def test_clean_stop_of_a_primary_loses_nothing(consul_nodes: list[SupervisedNode]) -> None:
+    """The other node takes over with every acknowledged row."""
+    first, second = consul_nodes
+    first.start("--migrate", application=python(WRITERS, "4"))
+    first.wait_for_line("app | wrote")
+    second.start_and_wait("--migrate")
+    first.wait_for_line("app | wrote", count=100)
+    assert first.stop() == 0
+    acknowledged = {line.split()[-1] for line in first.found("app | wrote")}
+    second.wait_for_line("this node is the primary")
+    with second.popen(python(WRITTEN), stdout=subprocess.PIPE) as reader:
+        output, _ = reader.communicate()
+    assert acknowledged <= {line.split()[-1] for line in output.splitlines()}
+    assert second.stop() == 0
+
+
+@pytest.mark.cluster
+def test_replica_waits_for_the_primarys_migrations(start_nodes: StartNodes) -> None:
+    primary, replica = start_nodes(2)
+    primary.start_and_wait()
+    replica.start("--migrate", application=python(WRITTEN))
+    replica.wait_for_line("litefs_run | waits for the primary's migrations to arrive (2 s)")
+    assert not replica.found("app |")
+    assert primary.stop() == 0
+    primary.start_and_wait("--migrate")
+    assert primary.found("migrate |   Applying auth.0001_initial... OK")
+    assert replica.wait() == 0, replica.output()
+    assert not replica.found("Applying")
+    assert primary.stop() == 0
+
+
+@pytest.mark.cluster
+def test_sigterm_while_waiting_for_migrations(start_nodes: StartNodes) -> None:
+    primary, replica = start_nodes(2)
+    primary.start_and_wait()
+    replica.start("--migrate")
+    replica.wait_for_line("waits for the primary's migrations to arrive")
+    assert replica.stop() == 0
+    replica.assert_nothing_left()
+    assert primary.stop() == 0
+
+
+@pytest.mark.cluster
+def test_failing_migration(start_nodes: StartNodes) -> None:
+    (node,) = start_nodes(1)
+    node.environment["LITEFS_TEST_OPTIONS"] = '{"no_such_option": 1}'
+    node.start("--migrate")
+    assert node.wait() == 1
+    assert node.found("litefs_run | The migrations have failed.")
+    assert not node.found("app |")
+    node.assert_nothing_left()
+
+
+@pytest.mark.cluster
+def test_litefs_killed_during_a_migration(start_nodes: StartNodes) -> None:
+    """It is migrated again."""
+    (node,) = start_nodes(1)
+    node.start("--migrate", application=python(WRITTEN))
+    node.wait_for_line("litefs_run | migrates")
+    node.litefs_process().kill()
+    assert node.wait(60) == 0, node.output()
+
+
+@pytest.mark.consul
+def test_replica_that_is_promoted_while_it_waits_migrates(consul_nodes: list[SupervisedNode]) -> None:
+    first, second = consul_nodes
+    first.start_and_wait()
+    second.start("--migrate")
+    second.wait_for_line("waits for the primary's migrations to arrive")
+    second.promote()
+    second.wait_for_line("app | application runs")
+    assert second.found("migrate |   Applying auth.0001_initial... OK")
+    assert second.stop(number=signal.SIGTERM) == 0
+    assert first.stop() == 0
