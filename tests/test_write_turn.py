@@ -531,7 +531,7 @@ def test_the_helper_thread_ends_when_nobody_waits_any_more(path: Path, monkeypat
     monkeypatch.setattr(write_turn, "IDLE", 0.05)
     wait_for_a_turn(path)
     queue = write_turn._queue(path)
-    wait_until(lambda: not queue._has_thread, "the helper thread has ended")
+    wait_until(lambda: queue._thread is None, "the helper thread has ended")
     # And another one comes when it is needed.
     wait_for_a_turn(path)
 

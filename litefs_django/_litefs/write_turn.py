@@ -117,8 +117,10 @@ class _Queue:
 
     def __init__(self) -> None:
         self._waiters: deque[_Waiter] = deque()
-        self._changed = threading.Condition(threading.Lock())
-        self._has_thread = False
+        # Taken itself: the condition's own __enter__ can be left by a signal's exception with the lock taken.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._thread: threading.Thread | None = None
 
     def take(self, file: _File, timeout: float) -> bool:
         if not self._waiters:
@@ -133,12 +135,12 @@ class _Queue:
     def _wait(self, file: _File, timeout: float) -> bool:
         waiter = _Waiter(file)
         try:
-            with self._changed:
-                if not self._has_thread:
-                    threading.Thread(target=self._serve, name="litefs-write-turn", daemon=True).start()
-                    self._has_thread = True
+            with self._lock:
+                if self._thread is None or not self._thread.is_alive():
+                    self._thread = threading.Thread(target=self._serve, name="litefs-write-turn", daemon=True)
+                    self._thread.start()
                 self._waiters.append(waiter)
-                self._changed.notify()
+                self._changed.notify_all()
             waiter.wake.acquire(timeout=min(timeout, threading.TIMEOUT_MAX))
         except BaseException:
             self._give_up(waiter)
@@ -149,7 +151,7 @@ class _Queue:
 
     def _give_up(self, waiter: _Waiter) -> bool:
         """Ends the wait; whether the lock had been granted after all."""
-        with self._changed:
+        with self._lock:
             waiter.has_given_up = not waiter.is_granted
             # The first one's file is what the thread blocks on: that it takes away itself.
             if waiter.has_given_up and waiter in self._waiters and self._waiters[0] is not waiter:
@@ -158,9 +160,13 @@ class _Queue:
 
     def _serve(self) -> None:
         while True:
-            with self._changed:
-                if not self._waiters and not self._changed.wait_for(lambda: self._waiters, timeout=IDLE):
-                    self._has_thread = False
+            with self._lock:
+                self._changed.wait_for(lambda: self._waiters, timeout=IDLE)
+                if self._thread is not threading.current_thread():
+                    # Its start was interrupted, and another one was started.
+                    return
+                if not self._waiters:
+                    self._thread = None
                     return
                 waiter = self._waiters[0]
             try:
@@ -168,7 +174,7 @@ class _Queue:
                     fcntl.flock(waiter.file.descriptor, fcntl.LOCK_EX)
             except OSError as error:
                 waiter.error = error
-            with self._changed:
+            with self._lock:
                 self._waiters.popleft()
                 if waiter.has_given_up:
                     fcntl.flock(waiter.file.descriptor, fcntl.LOCK_UN)

@@ -43,9 +43,13 @@ class Cursor(sqlite3.Cursor):
     def executemany(self, sql: str, parameters: Iterable[Any], /) -> Cursor:
         connection = self.connection
         connection.check_alive()
+        kind = connection.kind_of(sql, ())
+        if kind not in (Kind.DML, Kind.WRITE):
+            # sqlite3 lets BEGIN, COMMIT and half of the PRAGMAs through.
+            raise sqlite3.ProgrammingError("executemany() can only execute DML statements.")
         execute = super().executemany
         if not connection.is_writable or connection.in_transaction or connection.isolation_level is not None:
-            return connection.run(Kind.DML, lambda: execute(sql, parameters))
+            return connection.run(kind, lambda: execute(sql, parameters))
         try:
             return execute(sql, connection.each_alone(parameters))
         except sqlite3.Error as error:

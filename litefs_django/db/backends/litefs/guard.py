@@ -218,8 +218,8 @@ class Connection(sqlite3.Connection):
         after that commit, and neither turn nor gate is held while the caller's iterator works.
         """
         for row in rows:
-            self._take_turn()
             try:
+                self._take_turn()
                 self._take_gate()
                 yield row
                 self._confirm()
@@ -278,8 +278,8 @@ class Connection(sqlite3.Connection):
                 self._end_turn()
 
     def _run_alone(self, statement: Callable[[], T]) -> T:
-        self._take_turn()
         try:
+            self._take_turn()
             self._take_gate()
             result = self._explaining(statement, at_commit=True)
             self._confirm()
@@ -348,7 +348,7 @@ class Connection(sqlite3.Connection):
         mount_path = self.place.settings.mount_path
         uri = urlsplit(file or "")
         path = Path(unquote(uri.path) if uri.scheme == "file" else file or "")
-        is_elsewhere = file is not None and not path.absolute().is_relative_to(mount_path)
+        is_elsewhere = file is not None and not path.resolve().is_relative_to(mount_path.resolve())
         if not is_elsewhere and "ro" not in parse_qs(uri.query).get("mode", []):
             raise sqlite3.NotSupportedError(
                 f"ATTACH of {file or 'an expression'!r} is refused: a database of {mount_path} is attached read-only, as "
