@@ -93,7 +93,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
     def reopen(self) -> None:
         """Opens a new connection in place of one that LiteFS or the node's role has left behind.
 
-        The old one closes with its last reader. If the new one cannot be opened the old one stays, so
+        The old one serves its last readers, and is closed when it is garbage. If the new one cannot be opened the old one stays, so
         that autocommit keeps the state that the caller set.
         """
         old, autocommit = self.connection, self.autocommit
@@ -134,6 +134,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
     def _rollback(self) -> None:
         if self.is_guarded and self.connection.is_left_behind():
             # ROLLBACK on the connection of a LiteFS that has ended hangs for ten seconds.
+            self.connection.end_turn()
             self.reopen()
         else:
             super()._rollback()  # type: ignore[misc]

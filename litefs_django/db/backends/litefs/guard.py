@@ -75,7 +75,7 @@ class Connection(sqlite3.Connection):
                 self.check_alive()
             super().rollback()
         finally:
-            self._end_turn()
+            self.end_turn()
 
     def __exit__(self, exc_type: Any, *exc_info: Any) -> Any:
         if exc_type is None:
@@ -204,7 +204,7 @@ class Connection(sqlite3.Connection):
                 return statement()
             finally:
                 if not self.in_transaction:
-                    self._end_turn()
+                    self.end_turn()
         if self.in_transaction:
             return self._run_inside(statement)
         if kind is Kind.BEGIN_WRITE or (kind is Kind.DML and self.isolation_level is not None):
@@ -219,8 +219,7 @@ class Connection(sqlite3.Connection):
         """
         for row in rows:
             try:
-                self._take_turn()
-                self._take_gate()
+                self._take_turn(with_gate=True)
                 yield row
                 self._confirm()
             finally:
@@ -258,7 +257,7 @@ class Connection(sqlite3.Connection):
             return self._explaining(statement, at_commit=False)
         finally:
             if not self.in_transaction:
-                self._end_turn()
+                self.end_turn()
 
     def _begin(self, kind: Kind, statement: Callable[[], T]) -> T:
         try:
@@ -275,12 +274,11 @@ class Connection(sqlite3.Connection):
             return self._explaining(statement, at_commit=False)
         finally:
             if not self.in_transaction:
-                self._end_turn()
+                self.end_turn()
 
     def _run_alone(self, statement: Callable[[], T]) -> T:
         try:
-            self._take_turn()
-            self._take_gate()
+            self._take_turn(with_gate=True)
             result = self._explaining(statement, at_commit=True)
             self._confirm()
             return result
@@ -292,6 +290,8 @@ class Connection(sqlite3.Connection):
             if not self._has_written:
                 return statement()
             self._take_gate()
+            # The supervisor may have had it to stop LiteFS.
+            self.check_alive()
             result = self._explaining(statement, at_commit=True)
             if not self.in_transaction:
                 self._confirm()
@@ -376,19 +376,27 @@ class Connection(sqlite3.Connection):
     def _holds_turn(self) -> bool:
         return self._turn is not None and self._turn.is_held
 
-    def _take_turn(self) -> None:
-        """Takes the turn and finds that this node is still primary.
+    def _take_turn(self, *, with_gate: bool = False) -> None:
+        """Takes the turn, and the gate, then finds that this node is still primary.
 
         Raises OperationalError ('database is locked') after the connection's time-out, NotPrimaryError,
-        or Reopen.
+        or Reopen; it holds no turn then.
         """
         if self._turn is None:
             self._turn = self._open_lock(turn_path)
         self._acquire(self._turn)
+        try:
+            if with_gate:
+                self._take_gate()
+            self._find_primary()
+        except BaseException:
+            self._turn.release()
+            raise
+
+    def _find_primary(self) -> None:
         role = self.role()
         if role is Role.PRIMARY:
             return
-        self._turn.release()
         if role is Role.REPLICA:
             self._is_obsolete = True
             raise self.place.not_primary()
@@ -415,7 +423,8 @@ class Connection(sqlite3.Connection):
                 'with litefs_run, or set LITEFS["RUN_PATH"] to a local directory that this user may write.'
             ) from error
 
-    def _end_turn(self) -> None:
+    def end_turn(self) -> None:
+        """Gives the turn back; nothing happens when this connection does not have it."""
         self._has_written = False
         if self._turn is not None:
             self._turn.release()
@@ -424,4 +433,4 @@ class Connection(sqlite3.Connection):
         if self._gate is not None:
             self._gate.release()
         if not self.in_transaction:
-            self._end_turn()
+            self.end_turn()

@@ -14,7 +14,7 @@ from litefs_django._litefs.mount import WRITABLE, PrimaryDetector
 from litefs_django._litefs.node_file import NodeFile
 from litefs_django._litefs.settings import LiteFSSettings
 from litefs_django.db.backends.litefs.guard import Connection
-from litefs_django.db.backends.litefs.place import Place
+from litefs_django.db.backends.litefs.place import Place, Role
 
 # One reader, and its map, for all connections of a process.
 _node_file = lru_cache(maxsize=None)(NodeFile)
@@ -64,7 +64,7 @@ def opening_parameters(place: Place) -> dict[str, Any]:
 def _connect(*args: Any, place: Place, is_empty: bool, **kwargs: Any) -> Connection:
     connection = Connection(*args, place=place, **kwargs)
     try:
-        if os.stat(place.path).st_dev != connection.device:
+        if connection.role() is Role.GONE:
             raise sqlite3.OperationalError(f"LiteFS ended while {place.path} was being opened.")
         if is_empty:
             connection.make_wal()
