@@ -127,6 +127,31 @@ def test_replica_waits_for_the_primarys_migrations(start_nodes: StartNodes) -> N
     assert primary.stop() == 0
 
 
+# litefs_run without Django and with less patience.
+IMPATIENT = """
+import json, os, sys
+from litefs_django._litefs.node import launch, supervisor
+from litefs_django._litefs.node.description import NodeDescription
+from litefs_django._litefs.reading import read_settings
+supervisor.MIGRATIONS_TIMEOUT = 1.0
+settings = read_settings(json.loads(os.environ["LITEFS_TEST_LITEFS"]), {"default": "db.sqlite3"})
+path = launch.prepare(settings, ("true",), migrate=[("true",)], migrate_check=[("false",)])
+sys.exit(supervisor.Supervisor(NodeDescription.read(path)).run())
+"""
+
+
+@pytest.mark.cluster
+def test_migrations_that_never_arrive(start_nodes: StartNodes) -> None:
+    primary, replica = start_nodes(2)
+    primary.start_and_wait()
+    with replica.popen(python(IMPATIENT), stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        output, _ = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "litefs_run | The primary's migrations have not arrived within 1 s." in output
+    replica.assert_nothing_left()
+    assert primary.stop() == 0
+
+
 @pytest.mark.cluster
 def test_sigterm_while_waiting_for_migrations(start_nodes: StartNodes) -> None:
     primary, replica = start_nodes(2)

@@ -10,7 +10,9 @@ import time
 
 import pytest
 
+from litefs_django._litefs.write_turn import FileLock, gate_path
 from tests.cluster.run.applications import IDLE, WRITERS, WRITTEN, python
+from tests.cluster.run.conftest import StartNodes
 from tests.cluster.run.nodes import SupervisedNode
 from tests.machine import free_ports
 
@@ -116,3 +118,19 @@ def test_other_processes_on_the_mount(node: SupervisedNode) -> None:
     assert node.wait() == 0
     found = {line.split()[-1] for line in node.found("app | has")}
     assert {line.split()[-1] for line in lines if line.startswith("wrote")} <= found
+
+
+def test_commit_that_does_not_end(start_nodes: StartNodes) -> None:
+    """Nobody waits for it longer than docker stop would, nor for a node that does not answer."""
+    node, _ = start_nodes(2)
+    node.start_and_wait("--migrate")
+    gate = FileLock(gate_path(node.run_path, "db.sqlite3"))
+    assert gate.acquire(5)
+    started = time.monotonic()
+    assert node.stop() == 0
+    assert time.monotonic() - started < 3
+    gate.close()
+    assert node.found("litefs_run | a commit does not end: db.sqlite3")
+    assert node.found("litefs_run | no other node is known to have all transactions of this one")
+    assert node.found("LiteFS has ended: exit code 0")
+    node.assert_nothing_left()
