@@ -59,8 +59,8 @@ def verdict(sql: str, connection: sqlite3.Connection) -> Kind:
         ("VACUUM main", Kind.WRITE),
         ("VACUUM -- INTO", Kind.WRITE),
         ("VACUUM /* INTO */ main", Kind.WRITE),
-        ("VACUUM INTO 'x'", Kind.READ),
-        ("vacuum main into ?", Kind.READ),
+        ("VACUUM INTO 'x'", Kind.VACUUM_INTO),
+        ("vacuum main into ?", Kind.VACUUM_INTO),
         ("BEGIN", Kind.BEGIN),
         ("BEGIN DEFERRED TRANSACTION", Kind.BEGIN),
         ("BEGIN IMMEDIATE", Kind.BEGIN_WRITE),
@@ -104,7 +104,7 @@ def test_a_long_beginning_is_judged_in_linear_time(blank: str) -> None:
         ("pragma JOURNAL_MODE=delete;", Pragma("journal_mode", "delete", None)),
         ("PRAGMA journal_mode(delete)", Pragma("journal_mode", "delete", None)),
         ("PRAGMA main.journal_mode = 'delete'", Pragma("journal_mode", "delete", "main")),
-        ("PRAGMA [main] . \"journal_mode\" = `delete`", Pragma("journal_mode", "delete", "main")),
+        ('PRAGMA [main] . "journal_mode" = `delete`', Pragma("journal_mode", "delete", "main")),
         ("/* x */PRAGMA/* y */journal_mode--\n=delete", Pragma("journal_mode", "delete", None)),
         ("EXPLAIN PRAGMA journal_mode = DELETE", Pragma("journal_mode", "DELETE", None)),
         ("EXPLAIN QUERY PLAN PRAGMA journal_mode = DELETE", Pragma("journal_mode", "DELETE", None)),
@@ -215,7 +215,23 @@ ENDS = [
     ("BEGIN", "ROLLBACK TRANSACTION"),
 ]
 
-PRAGMA_VALUES = ["0", "1", "2", "7", "-1", "512", "ON", "FULL", "DELETE", "OFF", "TRUNCATE", "EXCLUSIVE", "UTF16", "t", "0x10002"]
+PRAGMA_VALUES = [
+    "0",
+    "1",
+    "2",
+    "7",
+    "-1",
+    "512",
+    "ON",
+    "FULL",
+    "DELETE",
+    "OFF",
+    "TRUNCATE",
+    "EXCLUSIVE",
+    "UTF16",
+    "t",
+    "0x10002",
+]
 
 
 # They change SQLite for the whole process.
@@ -337,7 +353,9 @@ def test_whatever_ends_a_transaction_is_judged_so(original: Path, data: st.DataO
         assert is_committed or judge(sql) is Kind.ROLLBACK
 
 
-@pytest.mark.parametrize("sql", [sql for sql in STATEMENTS if re.match("SELECT|VALUES|WITH .*SELECT [*] FROM [an]$", sql)])
+@pytest.mark.parametrize(
+    "sql", [sql for sql in STATEMENTS if re.match("SELECT|VALUES|WITH .*SELECT [*] FROM [an]$", sql)]
+)
 def test_what_only_reads_is_judged_a_read(original: Path, sql: str) -> None:
     with closing(connect(original)) as connection:
         assert verdict(sql, connection) is Kind.READ

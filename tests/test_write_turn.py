@@ -377,7 +377,8 @@ say('still held' if lock.is_held else 'lost'); sys.stdin.readline()
 
 
 def test_a_forked_child_waits_its_own_turn(path: Path, start: Start) -> None:
-    parent = start("""
+    parent = start(
+        """
 assert lock.acquire(0)
 waiter = threading.Thread(target=lambda: FileLock(lock.path).acquire(60), daemon=True)
 waiter.start()
@@ -389,7 +390,11 @@ if not child:
     say('taken'); lock.release(); os._exit(0)
 sys.stdin.readline(); lock.release()
 os.waitpid(child, 0)
-""".replace("lock_is_waited_for()", "'->' in ''.join(l for l in open('/proc/locks') if f':{os.stat(lock.path).st_ino} ' in l)"))
+""".replace(
+            "lock_is_waited_for()",
+            "'->' in ''.join(l for l in open('/proc/locks') if f':{os.stat(lock.path).st_ino} ' in l)",
+        )
+    )
     hear(parent, "waits")
     assert parent.stdin is not None
     parent.stdin.write("\n")

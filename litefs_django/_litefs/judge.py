@@ -33,10 +33,12 @@ class Kind(Enum):
     ROLLBACK = "rollback"
     PRAGMA = "pragma"
     ATTACH = "attach"
+    VACUUM_INTO = "vacuum into"
 
 
 # What SQLite passes over before and between words; empty statements and byte order marks, too.
 _SKIPPED = r"(?:[\s;\ufeff]|--[^\n]*+|/\*.*?(?:\*/|\Z))*+"
+_NOTHING = re.compile(_SKIPPED, re.DOTALL)
 _FIRST_WORDS = re.compile(f"{_SKIPPED}([A-Za-z]+)(?:{_SKIPPED}([A-Za-z]+))?", re.DOTALL)
 _ATTACH_PARAMETER = re.compile(r"ATTACH\s+(?:DATABASE\s+)?[?:@$]\w*\s+(?:AS\s+)?\S+\s*;?\s*\Z", re.IGNORECASE)
 _VACUUM_INTO = re.compile(r"VACUUM\s+(?:\w+\s+)?INTO\b", re.IGNORECASE)
@@ -112,8 +114,13 @@ def judge(sql: str) -> Kind | None:
     if kind is Kind.BEGIN and (match[2] or "").upper() in ("IMMEDIATE", "EXCLUSIVE"):
         return Kind.BEGIN_WRITE
     if keyword == "VACUUM" and _VACUUM_INTO.match(sql, match.start(1)):
-        return Kind.READ
+        return Kind.VACUUM_INTO
     return kind
+
+
+def is_empty(sql: str) -> bool:
+    """Whether there is nothing to run: white space, comments and semicolons."""
+    return bool(_NOTHING.fullmatch(sql))
 
 
 @lru_cache(maxsize=256)
@@ -160,6 +167,15 @@ def attached_file(sql: str, parameters: Any) -> str | None:
         values = list(parameters.values() if isinstance(parameters, Mapping) else parameters)
         return str(values[0]) if len(values) == 1 else None
     return found[0] if found else None
+
+
+def vacuum_target(sql: str, parameters: Any) -> str | None:
+    """The file that this VACUUM INTO writes, as SQLite computes it; None when that cannot be told."""
+    match = _VACUUM_INTO.search(sql)
+    with closing(sqlite3.connect(":memory:")) as scratch, suppress(sqlite3.Error):
+        (target,) = scratch.execute(f"SELECT {sql[match.end() :] if match else ''}", parameters).fetchone()
+        return str(target)
+    return None
 
 
 def explains_write(rows: Iterable[tuple[object, ...]]) -> bool:

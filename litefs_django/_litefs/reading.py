@@ -153,7 +153,9 @@ class _Section:
         try:
             return convert(self.raw[key])
         except TypeError as error:
-            self.note("E003", key, f"{self.raw[key]!r} is not {error}.", f"Its type is {_type(self.raw[key])}.")
+            # What should have been a dictionary may hold a secret.
+            shown = "The value" if convert is _mapping else repr(self.raw[key])
+            self.note("E003", key, f"{shown} is not {error}.", f"Its type is {_type(self.raw[key])}.")
         except ValueError as error:
             self.note("E004", key, f"{self.raw[key]!r} is not {error}.", "")
         return default

@@ -257,8 +257,9 @@ class LiteFSSettings:
                     "Give an absolute path without '..', like '/litefs'.",
                 )
         for (key, path), (other_key, other) in combinations(paths.items(), 2):
-            inside_data = (key, other_key) == ("DATA_PATH", "RUN_PATH")
-            if not inside_data and (path.is_relative_to(other) or other.is_relative_to(path)):
+            # What LiteFS keeps and what we keep may lie in one another, but each is locked by itself.
+            may_nest = (key, other_key) == ("DATA_PATH", "RUN_PATH") and path != other
+            if not may_nest and (path.is_relative_to(other) or other.is_relative_to(path)):
                 problems.note(
                     "E006",
                     f'LITEFS["{other_key}"]',
@@ -338,7 +339,7 @@ def check_port(problems: _Problems, setting: str, port: int) -> None:
 
 def redacted(url: str) -> str:
     """The URL without a password that it may carry."""
-    return re.sub(r"//[^/@]*@", "//...@", url)
+    return re.sub(r"//.*@", "//...@", url)
 
 
 def _is_host(address: str) -> bool:
@@ -357,8 +358,8 @@ def url_problem(url: str) -> str:
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError as error:
-        return f"is not a URL ({error})"
+    except ValueError:  # its text may hold a part of the password
+        return "is not a URL"
     if parts.scheme not in ("http", "https"):
         return "does not begin with http:// or https://"
     if not parts.hostname or not _is_host(parts.hostname) or port == 0:

@@ -20,7 +20,6 @@ from collections import deque
 from pathlib import Path
 from weakref import WeakSet
 
-
 # Seconds after which a helper thread that nobody waits for ends.
 IDLE = 10.0
 
@@ -175,9 +174,10 @@ class _Queue:
             except OSError as error:
                 waiter.error = error
             with self._lock:
-                self._waiters.popleft()
                 if waiter.has_given_up:
+                    # Before the queue is empty: whoever finds it so takes the lock, perhaps by the same open file.
                     fcntl.flock(waiter.file.descriptor, fcntl.LOCK_UN)
+                self._waiters.popleft()
                 waiter.file.close()
                 if not waiter.has_given_up:
                     waiter.is_granted = waiter.error is None

@@ -47,16 +47,15 @@ class Child:
 
     @property
     def is_gone(self) -> bool:
-        """Whether nothing is left of it, other processes of its group included."""
-        if self.is_running:
-            return False
-        try:
-            os.killpg(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:  # they run as another user
-            return False
-        # Killed, but not yet reaped by whoever is PID 1: waiting longer for that would help nobody.
+        """Whether nothing is left of it, other processes of its group included, or all was done to end it."""
+        if not self.is_running:
+            try:
+                os.killpg(self.pid, 0)
+            except ProcessLookupError:
+                return True
+            except PermissionError:  # they run as another user
+                pass
+        # Killed, but not reaped by whoever is PID 1, or not ours to kill: waiting longer would help nobody.
         return self._kill_at is not None and time.monotonic() > self._kill_at + 0.5
 
     @property
@@ -68,7 +67,8 @@ class Child:
     def send(self, number: int) -> None:
         """Sends it a signal, if it still runs."""
         if self.is_running:
-            os.kill(self.pid, number)
+            with suppress(PermissionError):  # it has become another user
+                os.kill(self.pid, number)
 
     def end(self, grace: float = GRACE) -> None:
         """Ends it and what it leaves behind: SIGTERM, and SIGKILL after `grace` seconds.

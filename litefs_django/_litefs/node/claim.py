@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 from litefs_django._litefs.errors import SupervisorError
 from litefs_django._litefs.node.mounts import is_mounted, unmount_command
 
+PRIVATE = 0o700
 _DYING_TIMEOUT = 2.0  # seconds; a LiteFS that was killed a moment ago may still be ending
 
 
@@ -31,6 +33,8 @@ def claim(setting: str, path: Path, mode: int = 0o755) -> int:
     try:
         if not os.access(path, os.W_OK | os.X_OK):
             raise SupervisorError(f"{where} cannot be written to. Give a directory that this user may write to.")
+        if setting != "MOUNT_PATH":
+            _check_owner(where, descriptor)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
@@ -40,7 +44,20 @@ def claim(setting: str, path: Path, mode: int = 0o755) -> int:
     except SupervisorError:
         os.close(descriptor)
         raise
+    if mode == PRIVATE:
+        # A volume comes as anybody's to read, and LiteFS leaves its files so.
+        os.fchmod(descriptor, PRIVATE)
     return descriptor
+
+
+def _check_owner(where: str, descriptor: int) -> None:
+    """What root runs and reads there must not be another user's to replace."""
+    status = os.fstat(descriptor)
+    if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
+        raise SupervisorError(
+            f"{where} belongs to user {status.st_uid} or others may write to it (mode {status.st_mode & 0o7777:o}). "
+            "Give a directory that only this user may write to."
+        )
 
 
 def claim_mount_path(path: Path, search_path: str) -> int:
@@ -89,8 +106,10 @@ def _is_served(path: Path) -> bool:
         try:
             # Not the root: the kernel answers for that from its cache.
             os.stat(path / ".lag")
-        except OSError:
-            is_dead.set()
+        except OSError as error:
+            # EACCES comes from a living one that is not for us.
+            if error.errno == errno.ENOTCONN:
+                is_dead.set()
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()

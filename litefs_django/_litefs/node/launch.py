@@ -12,7 +12,7 @@ from typing import NoReturn
 from litefs_django._litefs import binary, fusermount
 from litefs_django._litefs.config import ConfigGenerator
 from litefs_django._litefs.errors import LiteFSError, SupervisorError
-from litefs_django._litefs.node.claim import claim, claim_mount_path
+from litefs_django._litefs.node.claim import PRIVATE, claim, claim_mount_path
 from litefs_django._litefs.node.description import Command, NodeDescription
 from litefs_django._litefs.settings import LiteFSSettings
 
@@ -37,10 +37,9 @@ def prepare(
     # The kernel lists mounts under their real paths. The last part may be a dead mount, which nobody can resolve.
     mount_path = settings.mount_path.parent.resolve() / settings.mount_path.name
     search_path = os.environ.get("PATH", os.defpath)
-    claims = [claim("RUN_PATH", settings.run), claim("DATA_PATH", settings.data_path, 0o700)]
+    claims = [claim("RUN_PATH", settings.run), claim("DATA_PATH", settings.data_path, PRIVATE)]
     if shutil.which("fusermount3") is None:
-        fusermount.install_helper(settings.run / "bin")
-        search_path = f"{settings.run / 'bin'}:{search_path}"
+        search_path = f"{_install_helper(settings)}:{search_path}"
     claims.append(claim_mount_path(mount_path, search_path))
     config.write(settings.run / CONFIG)
     NodeDescription(
@@ -59,6 +58,23 @@ def prepare(
     for descriptor in claims:
         os.set_inheritable(descriptor, True)
     return settings.run / DESCRIPTION
+
+
+def _install_helper(settings: LiteFSSettings) -> Path:
+    """Where our fusermount3 lies. Raises SupervisorError when it can run from neither directory (noexec)."""
+    for directory in (settings.run / "bin", settings.data_path / "bin"):
+        fusermount.install_helper(directory)
+        if _is_executable(directory / "fusermount3"):
+            return directory
+    raise SupervisorError(
+        f"fusermount3 is missing, and nothing can be executed in {settings.run} and {settings.data_path} (noexec). "
+        "Install the package fuse3."
+    )
+
+
+def _is_executable(program: Path) -> bool:
+    # access(2) with X_OK says no on a file system that is mounted noexec.
+    return os.access(program, os.X_OK)
 
 
 def become_supervisor(description: Path) -> NoReturn:

@@ -77,7 +77,12 @@ class Supervisor:
                 if sentence != said:
                     said = sentence
                     self._output.say(sentence)
-                interruption = self._turn()
+                try:
+                    interruption = self._turn()
+                except Exception as error:
+                    if self._is_stopping:
+                        raise
+                    interruption = error
                 sentence = course.throw(interruption) if interruption else next(course)
         except StopIteration as end:
             self._node_file.close()
@@ -122,6 +127,9 @@ class Supervisor:
             pass
         except LiteFSError as error:
             self._output.say(str(error))
+            code = 1
+        except Exception as error:  # a mistake of ours must not leave a mount and an application behind
+            self._output.say(f"stops, for a mistake in the supervisor itself: {error!r}")
             code = 1
         self._is_stopping = True
         yield from self._stop()

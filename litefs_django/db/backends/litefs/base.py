@@ -7,11 +7,11 @@ that only Linux has is imported then.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from django.core.exceptions import ImproperlyConfigured
 from django.db.backends import utils
 from django.db.backends.sqlite3 import base
 from django.db.utils import OperationalError
@@ -21,6 +21,7 @@ from litefs_django._litefs.settings import LiteFSSettings
 from litefs_django.db.backends.litefs.client import DatabaseClient
 from litefs_django.db.backends.litefs.creation import DatabaseCreation
 from litefs_django.db.backends.litefs.features import DatabaseFeatures
+from litefs_django.db.backends.litefs.operations import DatabaseOperations
 
 if TYPE_CHECKING:
     from litefs_django.db.backends.litefs.place import Place
@@ -34,6 +35,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
     client_class = DatabaseClient
     creation_class = DatabaseCreation
     features_class = DatabaseFeatures
+    ops_class = DatabaseOperations
 
     @property
     def is_guarded(self) -> bool:
@@ -52,6 +54,11 @@ class DatabaseWrapper(base.DatabaseWrapper):
 
     def get_connection_params(self) -> dict[str, Any]:
         params: dict[str, Any] = super().get_connection_params()
+        if self.is_guarded and (refused := {"autocommit", "factory"} & params.keys()):
+            raise ImproperlyConfigured(
+                f"DATABASES[{self.alias!r}]['OPTIONS'] may not hold {sorted(refused)} with this ENGINE: what it guards "
+                "would be open. Use Django's AUTOCOMMIT, and the connection_created signal."
+            )
         if not self.is_guarded and not self.is_in_memory_db():
             params["database"] = conf.file_beside_project(params["database"])
         return params
@@ -63,38 +70,23 @@ class DatabaseWrapper(base.DatabaseWrapper):
             conn_params = conn_params | opening_parameters(self.place)
         return super().get_new_connection(conn_params)
 
-    def create_cursor(self, name: str | None = None) -> Any:
-        if not self.is_guarded:
-            return super().create_cursor(name)
-        from litefs_django.db.backends.litefs.cursor import GuardedCursor
-
-        return self.connection.cursor(factory=GuardedCursor)
-
     def make_cursor(self, cursor: Any) -> utils.CursorWrapper:
-        return CursorWrapper(cursor, self) if self.is_guarded else super().make_cursor(cursor)
+        return CursorWrapper(cursor, self)
 
     def make_debug_cursor(self, cursor: Any) -> utils.CursorDebugWrapper:
-        return CursorDebugWrapper(cursor, self) if self.is_guarded else super().make_debug_cursor(cursor)
+        return CursorDebugWrapper(cursor, self)
 
     def close_if_unusable_or_obsolete(self) -> None:
+        connection = self.connection
+        if connection is not None and self.is_guarded and not self.in_atomic_block and connection.has_lost_its_mount():
+            self.close()
         super().close_if_unusable_or_obsolete()
-        # Without a supervisor nobody says that LiteFS was restarted: look once per request.
-        if self.connection is None or self.in_atomic_block or not self.is_guarded:
-            return
-        place = self.connection.place
-        if place.node_file.generation() is None:
-            try:
-                is_same = os.stat(place.path).st_dev == self.connection.device
-            except OSError:
-                is_same = False
-            if not is_same:
-                self.close()
 
     def reopen(self) -> None:
         """Opens a new connection in place of one that LiteFS or the node's role has left behind.
 
-        The old one serves its last readers, and is closed when it is garbage. If the new one cannot be opened the old one stays, so
-        that autocommit keeps the state that the caller set.
+        The old one serves its last readers, and is closed when it is garbage. If the new one cannot be
+        opened the old one stays, so that autocommit keeps the state that the caller set.
         """
         old, autocommit = self.connection, self.autocommit
         try:
@@ -103,17 +95,27 @@ class DatabaseWrapper(base.DatabaseWrapper):
         except BaseException:
             self.connection, self.autocommit = old, autocommit
             raise
-        if not autocommit:
-            self.set_autocommit(False)
+        if self.autocommit != autocommit:
+            self.set_autocommit(autocommit)
+        # What it had begun cannot be committed any more.
+        old.end_turn()
 
-    def can_reopen(self, error: OperationalError) -> bool:
-        """Whether nothing was run and a new connection can run it.
-
-        Not inside atomic(), where what came before it is lost.
-        """
+    def is_left_behind_by(self, error: OperationalError) -> bool:
+        """Whether the error says that nothing was run, and that a new connection can run it."""
+        if not self.is_guarded:
+            return False
         from litefs_django.db.backends.litefs.place import Reopen
 
-        return isinstance(error.__cause__, Reopen) and not self.in_atomic_block
+        return isinstance(error.__cause__, Reopen)
+
+    def get_autocommit(self) -> bool:
+        # atomic() asks before it begins; inside it nothing can be reopened any more.
+        connection = self.connection
+        may_reopen = connection is not None and self.is_guarded and not self.in_atomic_block
+        if may_reopen and not connection.in_transaction and connection.is_left_behind():
+            self.reopen()
+        autocommit: bool = super().get_autocommit()
+        return autocommit
 
     def _start_transaction_under_autocommit(self) -> None:
         if not self.is_guarded:
@@ -124,7 +126,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
             with self.wrap_database_errors:
                 self.connection.agree_with_role()
         except OperationalError as error:
-            if not self.can_reopen(error):
+            if not self.is_left_behind_by(error):
                 raise
             self.reopen()
         # A transaction that reads first and writes then finds 'database is locked' more often than not.
@@ -132,7 +134,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
         self.cursor().execute(f"BEGIN {mode}" if mode else "BEGIN")
 
     def _rollback(self) -> None:
-        if self.is_guarded and self.connection.is_left_behind():
+        if self.is_guarded and self.connection is not None and self.connection.is_left_behind():
             # ROLLBACK on the connection of a LiteFS that has ended hangs for ten seconds.
             self.connection.end_turn()
             self.reopen()
@@ -150,9 +152,8 @@ class _Reopening:
         try:
             return super()._execute(*args)  # type: ignore[misc]
         except OperationalError as error:
-            if not self.db.can_reopen(error):
+            if not self._renew(error):
                 raise
-        self._renew()
         return super()._execute(*args)  # type: ignore[misc]
 
     def _executemany(self, sql: str, param_list: Iterable[Any], *args: Any) -> Any:
@@ -161,14 +162,21 @@ class _Reopening:
             return super()._executemany(sql, rows, *args)  # type: ignore[misc]
         except OperationalError as error:
             # Of several rows all but the last are committed.
-            if not self.db.can_reopen(error) or len(rows.taken) > 1:
+            if len(rows.taken) > 1 or not self._renew(error):
                 raise
-        self._renew()
         return super()._executemany(sql, chain(rows.taken, rows), *args)  # type: ignore[misc]
 
-    def _renew(self) -> None:
-        self.db.reopen()
+    def _renew(self, error: OperationalError) -> bool:
+        """Whether there is a cursor now that can run what was not run."""
+        if not self.db.is_left_behind_by(error):
+            return False
+        if self.cursor.connection is self.db.connection:
+            if self.db.in_atomic_block:
+                return False
+            self.db.reopen()
+        self.db.ensure_connection()
         self.cursor = self.db.create_cursor()
+        return True
 
 
 class _Rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import closing
 from typing import Any
+from urllib.parse import quote
 
 from django.db.backends.sqlite3 import client
 
@@ -21,8 +22,9 @@ class DatabaseClient(client.DatabaseClient):
         if database.is_guarded:
             # The shell would make a plain file where LiteFS is not mounted: this refuses, or makes it properly.
             with closing(database.get_new_connection(database.get_connection_params())) as connection:
-                options = [] if connection.is_writable else ["-readonly"]
-            shell.settings_dict["NAME"] = database.place.path
+                mode = "rw" if connection.is_writable else "ro"
+            shell.settings_dict["NAME"] = f"file:{quote(str(database.place.path))}?mode={mode}"
+            options = ["-readonly"] if mode == "ro" else []
         elif not database.is_in_memory_db():
             shell.settings_dict["NAME"] = conf.file_beside_project(database.settings_dict["NAME"])
         client.DatabaseClient(shell).runshell([*options, *parameters])

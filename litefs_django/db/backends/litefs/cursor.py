@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from django.db.backends.sqlite3.base import SQLiteCursorWrapper
 
-from litefs_django._litefs.judge import Kind
+from litefs_django._litefs.judge import Kind, is_empty
+from litefs_django.exceptions import NotPrimaryError
 
 if TYPE_CHECKING:
     from litefs_django.db.backends.litefs.guard import Connection
@@ -20,12 +21,18 @@ class Cursor(sqlite3.Cursor):
     """What `connection.connection.cursor()` gives: sqlite3's cursor, guarded."""
 
     connection: Connection
+    _rows: Iterator[Any] | None = None
+    _changed: int | None = None
 
     def execute(self, sql: str, parameters: Any = (), /) -> Cursor:
         connection = self.connection
-        connection.check_alive()
-        if self.__dict__:
+        # Reading pays for what stands here: a call is half a microsecond.
+        if connection.is_obsolete or connection.generation != connection.place.node_file.generation():
+            connection.check_alive()
+        if self._rows is not None or self._changed is not None:
             self.__dict__.clear()
+        if sql.startswith("SELECT "):
+            return super().execute(sql, parameters)
         kind = connection.kind_of(sql, parameters)
         execute = super().execute
         if kind is Kind.READ:
@@ -47,33 +54,51 @@ class Cursor(sqlite3.Cursor):
         if kind not in (Kind.DML, Kind.WRITE):
             # sqlite3 lets BEGIN, COMMIT and half of the PRAGMAs through.
             raise sqlite3.ProgrammingError("executemany() can only execute DML statements.")
-        execute = super().executemany
-        if not connection.is_writable or connection.in_transaction or connection.isolation_level is not None:
+        begins = kind is Kind.DML and connection.isolation_level is not None
+        if not connection.is_writable or connection.in_transaction or begins:
+            execute = super().executemany
             return connection.run(kind, lambda: execute(sql, parameters))
-        try:
-            return execute(sql, connection.each_alone(parameters))
-        except sqlite3.Error as error:
-            explained = connection.explained(error, at_commit=True)
-            if explained is error:
-                raise
-            raise explained from error
+        return self._execute_each(sql, parameters)
+
+    def _execute_each(self, sql: str, parameters: Iterable[Any]) -> Cursor:
+        """executemany in autocommit: each row is a transaction, and nothing is held while the iterator works."""
+        changed = 0
+        for done, row in enumerate(parameters):
+            try:
+                Cursor.execute(self, sql, row)
+            except (sqlite3.OperationalError, NotPrimaryError) as error:
+                if not done:
+                    raise
+                raise sqlite3.OperationalError(f"The first {done} rows are committed, then: {error}") from error
+            changed += max(self.rowcount, 0)
+        self.__dict__.clear()
+        self._changed = changed
+        return self
+
+    @property
+    def rowcount(self) -> int:
+        """As sqlite3's; after executemany() of all rows together."""
+        return super().rowcount if self._changed is None else self._changed
 
     def executescript(self, script: str, /) -> Cursor:
         connection = self.connection
         if connection.in_transaction:
             connection.commit()
-        isolation_level, connection.isolation_level = connection.isolation_level, None
+        isolation_level = connection.isolation_level
+        if isolation_level is not None:
+            connection.isolation_level = None
         try:
             for statement in _statements(script):
                 Cursor.execute(self, statement)
                 self.fetchall()
         finally:
-            connection.isolation_level = isolation_level
+            # None commits, and what the script has begun is the caller's.
+            if isolation_level is not None:
+                connection.isolation_level = isolation_level
         return self
 
     def __next__(self) -> Any:
-        rows = self.__dict__.get("_rows")
-        return super().__next__() if rows is None else next(rows)
+        return super().__next__() if self._rows is None else next(self._rows)
 
     def _serve(self, fetched: list[Any]) -> None:
         """Lets the rows that have been fetched already be fetched once more."""
@@ -96,7 +121,8 @@ def _statements(script: str) -> Iterator[str]:
     for semicolon in re.finditer(";", script):
         statement = script[begin : semicolon.end()]
         if sqlite3.complete_statement(statement):
-            yield statement
+            if not is_empty(statement):
+                yield statement
             begin = semicolon.end()
-    if script[begin:].strip():
+    if not is_empty(script[begin:]):
         yield script[begin:]

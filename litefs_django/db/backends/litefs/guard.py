@@ -11,16 +11,20 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
+from weakref import WeakSet
 
-from litefs_django._litefs.judge import Kind, Pragma, attached_file, explains_write, judge, parse_pragma
+from django.db.backends.sqlite3.base import SQLiteCursorWrapper
+
+from litefs_django._litefs.judge import Kind, Pragma, attached_file, explains_write, judge, parse_pragma, vacuum_target
 from litefs_django._litefs.mount import WRITABLE
 from litefs_django._litefs.write_turn import FileLock, gate_path, turn_path
-from litefs_django.db.backends.litefs.cursor import Cursor
+from litefs_django.db.backends.litefs.cursor import Cursor, GuardedCursor
 from litefs_django.db.backends.litefs.place import Place, Reopen, Role
 from litefs_django.exceptions import CommitOutcomeUnknown, NotPrimaryError
 
@@ -30,6 +34,21 @@ T = TypeVar("T")
 _FROM_LITEFS = {8, 10, 13, 14, 15}
 
 _ISOLATION_LEVEL: Any = sqlite3.Connection.isolation_level
+
+
+class _EndOfThread:
+    """Goes with its thread's local variables, and closes what the thread has left holding the write turn."""
+
+    def __init__(self) -> None:
+        self.connections: WeakSet[Connection] = WeakSet()
+
+    def __del__(self) -> None:
+        for connection in self.connections:
+            if connection.holds_turn:
+                connection.close()
+
+
+_thread = threading.local()
 
 
 class Connection(sqlite3.Connection):
@@ -47,12 +66,17 @@ class Connection(sqlite3.Connection):
         self._gate: FileLock | None = None
         self._has_written = False
         self._began_with_savepoint = False
-        self._is_obsolete = False
+        self.is_obsolete = False
         super().__init__(*args, **kwargs)
 
     # What Python's sqlite3 and Django call.
 
     def cursor(self, factory: Any = None) -> Any:
+        if factory is SQLiteCursorWrapper:
+            # Django asks for its own.
+            factory = GuardedCursor
+        elif not issubclass(factory or Cursor, Cursor):
+            raise sqlite3.NotSupportedError(f"A cursor of {factory} would write unguarded.")
         return super().cursor(factory or Cursor)
 
     def execute(self, *args: Any) -> Any:
@@ -78,10 +102,14 @@ class Connection(sqlite3.Connection):
             self.end_turn()
 
     def __exit__(self, exc_type: Any, *exc_info: Any) -> Any:
-        if exc_type is None:
-            self.commit()
-        else:
+        if exc_type is not None:
             self.rollback()
+            return False
+        try:
+            self.commit()
+        except BaseException:
+            self.rollback()
+            raise
         return False
 
     def close(self) -> None:
@@ -91,6 +119,15 @@ class Connection(sqlite3.Connection):
             for lock in (self._gate, self._turn):
                 if lock is not None:
                     lock.close()
+
+    @property
+    def autocommit(self) -> int:
+        """sqlite3.LEGACY_TRANSACTION_CONTROL: the other ways of Python 3.12 commit where nothing guards it."""
+        return -1
+
+    @autocommit.setter
+    def autocommit(self, value: object) -> None:
+        raise sqlite3.NotSupportedError("Use Django's set_autocommit() in place of sqlite3's autocommit attribute.")
 
     def __del__(self) -> None:
         # With its last reader. One that could not be opened has nothing to close.
@@ -138,6 +175,10 @@ class Connection(sqlite3.Connection):
             return False
         return True
 
+    def has_lost_its_mount(self) -> bool:
+        """As `is_left_behind`, but looks for the mount itself where no supervisor says."""
+        return self.is_left_behind() or (self.place.node_file.generation() is None and self.role() is Role.GONE)
+
     def check_alive(self) -> None:
         """Raises Reopen, or OperationalError inside a transaction, when LiteFS is not the one of before."""
         if self.is_left_behind():
@@ -147,7 +188,7 @@ class Connection(sqlite3.Connection):
                     "nothing of it was written."
                 )
             raise Reopen("LiteFS has ended meanwhile.")
-        if self._is_obsolete and not self.in_transaction:
+        if self.is_obsolete and not self.in_transaction:
             raise Reopen("This node's role has changed.")
 
     def make_wal(self) -> None:
@@ -166,6 +207,14 @@ class Connection(sqlite3.Connection):
             return Kind.WRITE if pragma.writes else Kind.READ
         if kind is Kind.ATTACH:
             self._check_attached(attached_file(sql, parameters))
+            return Kind.READ
+        if kind is Kind.VACUUM_INTO:
+            target = vacuum_target(sql, parameters)
+            if target is None or self._lies_on_mount(target):
+                raise sqlite3.NotSupportedError(
+                    f"VACUUM INTO {target or 'an expression'!r} is refused: a copy is not made on "
+                    f"{self.place.settings.mount_path}, but beside it."
+                )
             return Kind.READ
         if kind is None:
             # SQLite decides by itself on a replica's connection.
@@ -192,6 +241,8 @@ class Connection(sqlite3.Connection):
     def run(self, kind: Kind, statement: Callable[[], T]) -> T:
         """Runs what is not a plain read, with the locks and checks that its kind asks for."""
         if not self.is_writable:
+            if kind is Kind.BEGIN_WRITE and not self.in_transaction:
+                self.agree_with_role()
             return self._run_on_replica(statement)
         if not self.in_transaction:
             self._began_with_savepoint = kind is Kind.SAVEPOINT
@@ -211,27 +262,13 @@ class Connection(sqlite3.Connection):
             return self._begin(kind, statement)
         return self._run_alone(statement)
 
-    def each_alone(self, rows: Iterable[T]) -> Iterator[T]:
-        """Hands out executemany's rows in autocommit, each one a transaction of its own.
-
-        sqlite3 runs and commits a row before it asks for the next: what stands after `yield` comes
-        after that commit, and neither turn nor gate is held while the caller's iterator works.
-        """
-        for row in rows:
-            try:
-                self._take_turn(with_gate=True)
-                yield row
-                self._confirm()
-            finally:
-                self._end_commit()
-
     def explained(self, error: sqlite3.Error, *, at_commit: bool) -> Exception:
         """The error to raise for one of SQLite's, once it is known what became of LiteFS."""
         if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _FROM_LITEFS:
             return error
         role = self.role()
         if role is Role.REPLICA:
-            self._is_obsolete = True
+            self.is_obsolete = True
             return self.place.not_primary("It has lost the primary's role meanwhile. ")
         if role is Role.GONE and at_commit:
             return self._unknown(f"SQLite said {str(error)!r}, and LiteFS has ended")
@@ -242,15 +279,19 @@ class Connection(sqlite3.Connection):
         return error
 
     def _run_on_replica(self, statement: Callable[[], T]) -> T:
+        was_in_transaction = self.in_transaction
         try:
             return statement()
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_READONLY:
+            if getattr(error, "sqlite_errorcode", 0) != sqlite3.SQLITE_READONLY:
                 raise
+            if not was_in_transaction:
+                # sqlite3 has begun one for this statement, under AUTOCOMMIT=False.
+                super().rollback()
             raise self._refusal() from error
 
     def _run_inside(self, statement: Callable[[], T]) -> T:
-        if not self._holds_turn:
+        if not self.holds_turn:
             self._take_turn()
         self._has_written = True
         try:
@@ -316,7 +357,7 @@ class Connection(sqlite3.Connection):
         """
         role = self.role()
         if role is not Role.PRIMARY:
-            self._is_obsolete = role is Role.REPLICA
+            self.is_obsolete = role is Role.REPLICA
             what = "this node lost the primary's role" if role is Role.REPLICA else "LiteFS ended"
             raise self._unknown(f"SQLite acknowledged it, but {what} at that moment")
 
@@ -331,6 +372,7 @@ class Connection(sqlite3.Connection):
         if self.role() is not Role.PRIMARY:
             return self.place.not_primary()
         if self.in_transaction:
+            self.is_obsolete = True
             return self.place.not_primary("It became the primary during this transaction: run it again. ")
         return Reopen("This node has become the primary.")
 
@@ -346,14 +388,17 @@ class Connection(sqlite3.Connection):
     def _check_attached(self, file: str | None) -> None:
         """SQLite opens what it attaches with leave to write and to make a file: not on the mount, nor where it was."""
         mount_path = self.place.settings.mount_path
-        uri = urlsplit(file or "")
-        path = Path(unquote(uri.path) if uri.scheme == "file" else file or "")
-        is_elsewhere = file is not None and not path.resolve().is_relative_to(mount_path.resolve())
-        if not is_elsewhere and "ro" not in parse_qs(uri.query).get("mode", []):
+        is_suspect = file is None or self._lies_on_mount(file)
+        if is_suspect and parse_qs(urlsplit(file or "").query).get("mode", [""])[-1] != "ro":
             raise sqlite3.NotSupportedError(
-                f"ATTACH of {file or 'an expression'!r} is refused: a database of {mount_path} is attached read-only, as "
-                f"'file:{mount_path}/NAME?mode=ro'. To write to it, give it an alias in DATABASES."
+                f"ATTACH of {file or 'an expression'!r} is refused: a database of {mount_path} is attached read-only, "
+                f"as 'file:{mount_path}/NAME?mode=ro'. To write to it, give it an alias in DATABASES."
             )
+
+    def _lies_on_mount(self, file: str) -> bool:
+        uri = urlsplit(file)
+        path = Path(unquote(uri.path) if uri.scheme == "file" else file)
+        return path.resolve().is_relative_to(self.place.settings.mount_path.resolve())
 
     _explained: dict[str, bool] = {}
 
@@ -373,7 +418,7 @@ class Connection(sqlite3.Connection):
     # Turn and gate.
 
     @property
-    def _holds_turn(self) -> bool:
+    def holds_turn(self) -> bool:
         return self._turn is not None and self._turn.is_held
 
     def _take_turn(self, *, with_gate: bool = False) -> None:
@@ -396,13 +441,20 @@ class Connection(sqlite3.Connection):
     def _find_primary(self) -> None:
         role = self.role()
         if role is Role.PRIMARY:
+            self._end_turn_with_thread()
             return
         if role is Role.REPLICA:
-            self._is_obsolete = True
+            self.is_obsolete = True
             raise self.place.not_primary()
         if self.in_transaction:
             raise sqlite3.OperationalError("LiteFS ended during this transaction: nothing of it was written.")
         raise Reopen("LiteFS has ended meanwhile.")
+
+    def _end_turn_with_thread(self) -> None:
+        """A thread that dies in a transaction takes its connection along: garbage collection may be far off."""
+        if not hasattr(_thread, "end"):
+            _thread.end = _EndOfThread()
+        _thread.end.connections.add(self)
 
     def _take_gate(self) -> None:
         if self._gate is None:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from django.core.exceptions import ImproperlyConfigured
+
 from litefs_django._litefs.errors import MountError
 from litefs_django._litefs.mount import WRITABLE, PrimaryDetector
 from litefs_django._litefs.node_file import NodeFile
-from litefs_django._litefs.settings import LiteFSSettings
+from litefs_django._litefs.settings import LiteFSSettings, database_name_problem
 from litefs_django.db.backends.litefs.guard import Connection
 from litefs_django.db.backends.litefs.place import Place, Role
 
@@ -21,10 +23,14 @@ _node_file = lru_cache(maxsize=None)(NodeFile)
 
 
 def place_of(alias: str, name: str | Path, settings: LiteFSSettings) -> Place:
-    """Where the database of this NAME lies."""
+    """Where the database of this NAME lies. Raises ImproperlyConfigured when LiteFS cannot hold it."""
+    path = settings.mount_path / name
+    if path.parent != settings.mount_path or (reason := database_name_problem(path.name)):
+        where = 'is not on LITEFS["MOUNT_PATH"]' if path.parent != settings.mount_path else reason
+        raise ImproperlyConfigured(f"NAME of database {alias!r}: {str(name)!r} {where}. Give a plain file name.")
     return Place(
         alias=alias,
-        path=settings.mount_path / name,
+        path=path,
         settings=settings,
         detector=PrimaryDetector(settings.mount_path),
         node_file=_node_file(settings.run),
@@ -47,6 +53,8 @@ def opening_parameters(place: Place) -> dict[str, Any]:
         status = os.stat(place.path)
         is_primary = bool(status.st_mode & WRITABLE)
         is_empty = status.st_size == 0
+        if is_empty and not is_primary:
+            raise _not_arrived(place)
     except FileNotFoundError:
         is_primary = is_empty = _make(place, device)
     except OSError as error:
@@ -64,7 +72,11 @@ def opening_parameters(place: Place) -> dict[str, Any]:
 def _connect(*args: Any, place: Place, is_empty: bool, **kwargs: Any) -> Connection:
     connection = Connection(*args, place=place, **kwargs)
     try:
+        # SQLite opens the -shm file at the first read, by its path.
+        sqlite3.Cursor(connection).execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
         if connection.role() is Role.GONE:
+            if place.detector.device() is None:
+                place.path.with_name(f"{place.path.name}-shm").unlink(missing_ok=True)
             raise sqlite3.OperationalError(f"LiteFS ended while {place.path} was being opened.")
         if is_empty:
             connection.make_wal()
@@ -98,17 +110,21 @@ def _no_answer(place: Place, error: OSError) -> sqlite3.OperationalError:
     return sqlite3.OperationalError(f"LiteFS does not answer at {place.path}: {error.strerror}.")
 
 
+def _not_arrived(place: Place) -> sqlite3.OperationalError:
+    primary = place.detector.primary_name()
+    source = f"from the primary {primary!r}" if primary else "from a primary, and none is known now"
+    return sqlite3.OperationalError(
+        f"Database {place.alias!r} ({place.path.name}) has not arrived on node {place.settings.cluster.node!r} yet: "
+        f"it comes {source}."
+    )
+
+
 def _make(place: Place, device: int) -> bool:
     """Makes the database's empty file on the primary, and returns True; raises OperationalError elsewhere."""
     settings = place.settings
     try:
         if not place.detector.is_primary(place.path.name):
-            primary = place.detector.primary_name()
-            source = f"from the primary {primary!r}" if primary else "from a primary, and none is known now"
-            raise sqlite3.OperationalError(
-                f"Database {place.alias!r} ({place.path.name}) has not arrived on node {settings.cluster.node!r} yet: "
-                f"it comes {source}."
-            )
+            raise _not_arrived(place)
         directory = os.open(settings.mount_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             if os.fstat(directory).st_dev != device:
