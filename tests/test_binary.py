@@ -135,6 +135,26 @@ class TestVerify:
         with pytest.raises(BinaryError, match="does not run here: Exec format error"):
             binary.verify(tmp_path / "litefs")
 
+    def test_one_for_another_machine_by_its_header(self, built: Path, tmp_path: Path) -> None:
+        native = binary.native_architecture()
+        assert native is not None
+        foreign = next(name for name in binary.ARCHITECTURES.values() if name != native)
+        binary.verify(built, native)
+        with pytest.raises(BinaryError, match=f"{built} is not a program for Linux on {foreign}"):
+            binary.verify(built, foreign)
+        for content in (b"", b"#!/bin/sh\n", b"\x7fELF\x01\x01\x01"):
+            (tmp_path / "litefs").write_bytes(content)
+            with pytest.raises(BinaryError, match="is not a program for Linux"):
+                binary.verify(tmp_path / "litefs", foreign)
+        # The header alone is that of the other machine: such a build is proved with the wheels.
+        header = bytearray(built.read_bytes()[:64])
+        header[18:20] = {"amd64": 62, "arm64": 183}[foreign].to_bytes(2, "little")
+        (tmp_path / "litefs").write_bytes(header)
+        binary.verify(tmp_path / "litefs", foreign)
+        (tmp_path / "litefs").chmod(0o755)
+        with pytest.raises(BinaryError, match="does not run here"):
+            binary.verify(tmp_path / "litefs")
+
 
 class TestBuild:
     def test_replaces_what_stood_there(self, tmp_path: Path, built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,6 +219,13 @@ class TestBuild:
     def test_nowhere_to_write(self, tmp_path: Path) -> None:
         with pytest.raises(BinaryError, match=f"{tmp_path}/missing is not a directory that this user may write to"):
             binary.build(tmp_path / "missing" / "litefs")
+        with pytest.raises(BinaryError, match=f"{tmp_path} cannot be installed: it is a directory"):
+            binary.build(tmp_path)
+
+    @pytest.mark.parametrize("architecture", binary.ARCHITECTURES.values())
+    def test_for_either_machine(self, tmp_path: Path, architecture: str) -> None:
+        with pytest.raises(StoppedError, match=f"for linux/{architecture} with"):
+            binary.build(tmp_path / "litefs", stop, architecture)
 
     @pytest.mark.parametrize(("system", "machine"), [("darwin", "x86_64"), ("linux", "riscv64")])
     def test_where_litefs_does_not_run(

@@ -15,7 +15,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -24,6 +24,8 @@ from tempfile import TemporaryDirectory
 from litefs_django._litefs.errors import BinaryError
 
 VERSION = "v0.5.14"
+# What Linux calls the machines that LiteFS runs on, and what Go does.
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 BUNDLED = Path(__file__).with_name("bin") / "litefs"
 BUILD_DIRECTORY = Path(__file__).with_name("build")
 FUSE_DEVICE = "/dev/fuse"
@@ -32,7 +34,8 @@ FUSE_CONF = "/etc/fuse.conf"
 # The commit that the version's tag names.
 _COMMIT = "a51e72d84eeb96ad210ef407230161192120ab96"
 _PACKAGE = "github.com/superfly/litefs/cmd/litefs"
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+# e_machine in a program's header (elf(5)).
+_ELF_MACHINES = {"amd64": 62, "arm64": 183}
 # As LiteFS's go.mod says.
 _OLDEST_GO = (1, 21)
 _HEARTBEAT = 5.0
@@ -47,6 +50,11 @@ class Requirement:
 
     missing: str
     command: str
+
+
+def native_architecture() -> str | None:
+    """This machine's, as Go calls it; None where LiteFS does not run."""
+    return ARCHITECTURES.get(platform.machine()) if sys.platform == "linux" else None
 
 
 def installed_path() -> Path:
@@ -75,10 +83,16 @@ def find(configured: str | None) -> Path:
     raise BinaryError(f"LiteFS is neither at {BUNDLED} nor at {installed_path()} nor on PATH as 'litefs'. {_FIX}")
 
 
-def verify(path: Path) -> None:
-    """Raises BinaryError unless the file at this absolute path runs here and says that it is LiteFS `VERSION`."""
+def verify(path: Path, architecture: str | None = None) -> None:
+    """Raises BinaryError unless the file at this absolute path runs here and says that it is LiteFS `VERSION`.
+
+    One for another `architecture` than this machine's is not run: it need only be a program for that.
+    """
     if not path.is_file():
         raise BinaryError(f"{path} is not a file. {_FIX}")
+    if architecture is not None and architecture != native_architecture():
+        _verify_header(path, architecture)
+        return
     try:
         result = subprocess.run(
             [path, "version"],
@@ -102,35 +116,58 @@ def verify(path: Path) -> None:
         )
 
 
-def build(target: Path, progress: Callable[[str], None] = lambda line: None) -> None:
-    """Builds LiteFS `VERSION` at `target`; what stands there is replaced at the very end, or not at all.
+def _verify_header(path: Path, architecture: str) -> None:
+    with path.open("rb") as file:
+        header = file.read(20)
+    # 64 bits, little-endian.
+    if header[:6] != b"\x7fELF\x02\x01" or int.from_bytes(header[18:], "little") != _ELF_MACHINES[architecture]:
+        raise BinaryError(f"{path} is not a program for Linux on {architecture}.")
 
-    Each module is checked against the go.sum in BUILD_DIRECTORY; the same Go makes the same bytes. Takes 25 to
-    50 s where nothing is cached, and the registry of Go modules; no C compiler. `progress` gets Go's own lines,
-    and one every few seconds without any. Raises BinaryError.
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A path beside `target`. What the block has put there takes the place of `target`; when it fails, nothing does.
+
+    Raises BinaryError where that cannot be.
     """
-    architecture = _ARCHITECTURES.get(platform.machine())
-    if sys.platform != "linux" or architecture is None:
-        raise BinaryError(
-            f"LiteFS runs on Linux ({' or '.join(_ARCHITECTURES)}), not on {sys.platform} ({platform.machine()}). "
-            'To develop without it set LITEFS["ENABLED"] to False.'
-        )
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise BinaryError(
-            f"{target} cannot be built: {target.parent} is not a directory that this user may write to. "
-            'Use a virtualenv or another user, or set LITEFS["BINARY"] to a path where it can be built.'
+            f"{target} cannot be installed: {target.parent} is not a directory that this user may write to. Use a "
+            'virtualenv, another user or --directory, or set LITEFS["BINARY"] to a path where it can be.'
         )
-    environment = _go_environment(architecture)
-    go = _find_go(environment)
-    progress(f"Building LiteFS {VERSION} for linux/{architecture} with {go}")
+    if target.is_dir():
+        raise BinaryError(f"{target} cannot be installed: it is a directory.")
     unfinished = target.absolute().with_name(f".{target.name}.{os.getpid()}")
-    with TemporaryDirectory(prefix="litefs-build-", ignore_cleanup_errors=True) as temporary:
-        try:
+    # Left by a process that was killed: in a container the next one has the same number.
+    unfinished.unlink(missing_ok=True)
+    try:
+        yield unfinished
+        unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def build(target: Path, progress: Callable[[str], None] = lambda line: None, architecture: str | None = None) -> None:
+    """Builds LiteFS `VERSION`, for this machine unless another `architecture` is given, at `target`.
+
+    What stands there is replaced at the very end, or not at all. Each module is checked against the go.sum in
+    BUILD_DIRECTORY; the same Go makes the same bytes. Takes 25 to 50 s where nothing is cached, and the registry of
+    Go modules; no C compiler. `progress` gets Go's own lines, and one every few seconds without any. Raises
+    BinaryError.
+    """
+    architecture = architecture or native_architecture()
+    if sys.platform != "linux" or architecture is None:
+        raise BinaryError(
+            f"LiteFS runs on Linux ({' or '.join(ARCHITECTURES)}), not on {sys.platform} ({platform.machine()}). "
+            'To develop without it set LITEFS["ENABLED"] to False.'
+        )
+    with replacing(target) as unfinished:
+        environment = _go_environment(architecture)
+        go = _find_go(environment)
+        progress(f"Building LiteFS {VERSION} for linux/{architecture} with {go}")
+        with TemporaryDirectory(prefix="litefs-build-", ignore_cleanup_errors=True) as temporary:
             _run_go_build(go, unfinished, _with_directories(go, environment, temporary), progress)
-            verify(unfinished)
-            unfinished.replace(target)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        verify(unfinished, architecture)
 
 
 def _find_go(environment: Mapping[str, str]) -> str:
