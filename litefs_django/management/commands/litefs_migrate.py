@@ -1,0 +1,173 @@
+"""`manage.py litefs_migrate [--check]`: migrations where they are to run, and waiting for them everywhere else."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import cast
+
+from django.core.management import call_command
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import DatabaseError, OperationalError, connections
+from django.db.migrations.executor import MigrationExecutor
+
+from litefs_django import conf
+from litefs_django._litefs.client import LiteFSClient
+from litefs_django._litefs.errors import ClientError, MountError, SettingsError
+from litefs_django._litefs.mount import Position
+from litefs_django._litefs.settings import ClusterConfig, Node
+from litefs_django.db.backends.litefs.base import DatabaseWrapper
+from litefs_django.db.backends.litefs.place import Role
+
+_PAUSE = 0.5
+# Seconds that --check gives another node: one that is in sync has a transaction within milliseconds.
+_SETTLING = 1.0
+
+
+class Command(BaseCommand):
+    help = "Migrates the databases on LiteFS as the primary; on a replica waits until the migrations have arrived."
+    # As migrate's own, which runs those of its database.
+    requires_system_checks = []
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "--check",
+            action="store_true",
+            help="Change nothing and do not wait: exit with 1 when this node, or another, lacks migrations.",
+        )
+        parser.add_argument(
+            "--timeout",
+            type=float,
+            default=300.0,
+            metavar="SECONDS",
+            help="How long a replica waits for the migrations. Default: 300.",
+        )
+
+    def handle(self, *, check: bool, timeout: float, verbosity: int, **options: object) -> None:
+        if not timeout >= 0:
+            raise CommandError(f"--timeout {timeout:g}: give 0 or more seconds.")
+        self._verbosity = verbosity
+        aliases = [alias for alias in connections if connections.settings[alias]["ENGINE"] == conf.ENGINE]
+        if not aliases:
+            raise CommandError(f"No database in DATABASES has the ENGINE {conf.ENGINE!r}.")
+        if not conf.is_enabled():
+            for alias in aliases:
+                self._call_migrate(alias, check_unapplied=check)
+            return
+        try:
+            cluster = conf.read().cluster
+        except SettingsError as error:
+            raise CommandError(str(error)) from error
+        databases = [cast(DatabaseWrapper, connections[alias]) for alias in aliases]
+        if check:
+            self._check(databases, cluster)
+            return
+        deadline = time.monotonic() + timeout
+        for database in databases:
+            self._migrate_or_wait(database, deadline, timeout)
+
+    def _migrate_or_wait(self, database: DatabaseWrapper, deadline: float, timeout: float) -> None:
+        """Raises CommandError when the migrations are not here by `deadline`, on the monotonic clock."""
+        said = ""
+        while reason := self._migrate(database) if _is_primary(database) else _missing_here(database):
+            if time.monotonic() > deadline:
+                raise CommandError(f"Not within {timeout:g} s: {reason}")
+            if reason != said:
+                said = reason
+                self._say(f"Waits: {reason}")
+            # It may be of a LiteFS that has ended.
+            database.close()
+            time.sleep(_PAUSE)
+        self._say(f"Database {database.alias!r} has all migrations.")
+
+    def _migrate(self, database: DatabaseWrapper) -> str:
+        """Migrates as the primary. Returns why to look again: LiteFS or this node's role has changed under it."""
+        opened = database.connection
+        try:
+            self._call_migrate(database.alias)
+        except DatabaseError as error:
+            if opened.role() is Role.PRIMARY and not opened.is_left_behind():
+                raise
+            return f"database {database.alias!r} was being migrated when: {error}"
+        return ""
+
+    def _call_migrate(self, alias: str, *, check_unapplied: bool = False) -> None:
+        call_command(
+            "migrate",
+            database=alias,
+            interactive=False,
+            check_unapplied=check_unapplied,
+            skip_checks=False,
+            verbosity=self._verbosity,
+            stdout=self.stdout,
+            stderr=self.stderr,
+        )
+
+    def _check(self, databases: list[DatabaseWrapper], cluster: ClusterConfig) -> None:
+        """Ends with exit code 1 unless this node, and each other one that answers, has all migrations."""
+        lacking = [f"{cluster.node}: {reason}" for database in databases if (reason := _missing_here(database))]
+        if not lacking:
+            places = [database.place for database in databases]
+            reached = {place.path.name: place.detector.position(place.path.name) for place in places}
+            for node in cluster.nodes:
+                if node != cluster.this:
+                    lacking += self._check_other(node, {name: it for name, it in reached.items() if it is not None})
+        for line in lacking:
+            self.stdout.write(line)
+        if lacking:
+            sys.exit(1)
+        self._say("All migrations are there.")
+
+    def _check_other(self, node: Node, reached: Mapping[str, Position]) -> list[str]:
+        """What that node lacks of what this one has. One that does not answer is not waiting: it is only named."""
+        deadline = time.monotonic() + _SETTLING
+        while True:
+            try:
+                there = LiteFSClient(node.http_url).positions()
+            except ClientError as error:
+                self.stderr.write(self.style.WARNING(f"{node.name} is left out: {error}"))
+                return []
+            behind = [name for name, it in reached.items() if name not in there or there[name].txid < it.txid]
+            if not behind or time.monotonic() > deadline:
+                return [f"{node.name}: {name} is behind that of this node." for name in behind]
+            time.sleep(0.02)
+
+    def _say(self, line: str) -> None:
+        if self._verbosity > 0:
+            self.stdout.write(line)
+            # It may be long before the next one.
+            self.stdout.flush()
+
+
+def _is_primary(database: DatabaseWrapper) -> bool:
+    """Whether the database can be opened here and this node may write to it."""
+    try:
+        database.ensure_connection()
+        return database.place.detector.is_primary(database.place.path.name)
+    except (OperationalError, MountError):
+        return False
+
+
+def _missing_here(database: DatabaseWrapper) -> str:
+    """Why this node has not all migrations of this release; "" when it has. Makes no database."""
+    place = database.place
+    name = f"database {database.alias!r} ({place.path.name})"
+    try:
+        is_mounted = place.detector.device() is not None
+        if is_mounted and place.detector.is_primary(place.path.name):
+            source = "litefs_migrate applies them."
+        else:
+            primary = place.detector.primary_name() or "none is known now"
+            source = f"they come from the primary ({primary}) once it is migrated with this release."
+        if is_mounted and not place.path.exists():
+            return f"{name} is not here, and lacks all migrations; {source}"
+        executor = MigrationExecutor(database)
+        plan = executor.migration_plan(executor.loader.graph.leaf_nodes())
+    except (OperationalError, MountError) as error:
+        return str(error)
+    if not plan:
+        return ""
+    (first, _), *others = plan
+    more = f" and {len(others)} more" if others else ""
+    return f"{name} lacks {first.app_label}.{first.name}{more}; {source}"
