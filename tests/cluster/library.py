@@ -6,7 +6,8 @@ It holds authors a0, a1, ... with one book each, of the author's name as its tit
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 from django.db.models import QuerySet
 
@@ -42,6 +43,14 @@ def raw(connection: DatabaseWrapper) -> sqlite3.Connection:
     connection.ensure_connection()
     below: sqlite3.Connection = connection.connection
     return below
+
+
+def insert_rows(connection: DatabaseWrapper, rows: Iterable[list[str]]) -> int:
+    """Authors of these names, by executemany(); their count as the cursor has it."""
+    with connection.cursor() as cursor:
+        # django-stubs would have a sequence, sqlite3 and Django take any iterable.
+        cursor.executemany("INSERT INTO cluster_author (name) VALUES (%s)", cast(Any, rows))
+        return int(cursor.rowcount)
 
 
 def executed(sql: str) -> Statement:

@@ -128,8 +128,9 @@ warnings.simplefilter("ignore", DeprecationWarning)
 sys.path.insert(0, {directory!r})
 settings.DATABASES["default"].setdefault("TEST", {{}})["NAME"] = {name!r}
 from django.test.runner import DiscoverRunner
-sys.exit(DiscoverRunner(parallel={parallel}, verbosity=2, interactive=False, keepdb={keepdb}).run_tests(["on_the_mount"]))
-"""  # noqa: E501
+runner = DiscoverRunner(parallel={parallel}, verbosity=2, interactive=False, keepdb={keepdb})
+sys.exit(runner.run_tests(["on_the_mount"]))
+"""
 
 
 @pytest.mark.parametrize("parallel", [1, 2])

@@ -15,7 +15,7 @@ from litefs_django.db.backends.litefs.base import DatabaseWrapper
 from litefs_django.exceptions import NotPrimaryError
 from tests.cluster.conftest import StartPython
 from tests.cluster.connections import DjangoConnections, create_tables
-from tests.cluster.library import AUTHORS, INSERT, authors, books, make_library, raw
+from tests.cluster.library import AUTHORS, INSERT, authors, books, insert_rows, make_library, raw
 from tests.cluster.load import Load
 from tests.cluster.models import Author
 from tests.cluster.nodes import ConsulCluster, LiteFSNode, wait_for
@@ -156,8 +156,7 @@ def insert_by_hand(connection: DatabaseWrapper) -> None:
 
 
 def insert_many(connection: DatabaseWrapper) -> None:
-    with connection.cursor() as cursor:
-        cursor.executemany("INSERT INTO cluster_author (name) VALUES (%s)", iter([["new"], ["newer"], ["newest"]]))  # type: ignore[arg-type]
+    insert_rows(connection, iter([["new"], ["newer"], ["newest"]]))
 
 
 def insert_many_in_atomic(connection: DatabaseWrapper) -> None:
@@ -257,25 +256,21 @@ def test_a_cursor_that_stays_open_writes_after_the_promotion(cluster: ConsulClus
 
 
 def test_executemany_repeats_and_loses_no_row(cluster: ConsulCluster, there: DatabaseWrapper) -> None:
-    def rows() -> Iterator[list[str]]:
-        for n in range(5):
-            yield [f"row{n}"]
-
     promote(cluster, there)
-    with there.cursor() as cursor:
-        cursor.executemany("INSERT INTO cluster_author (name) VALUES (%s)", rows())  # type: ignore[arg-type]
+    assert insert_rows(there, ([f"row{n}"] for n in range(5))) == 5
     assert new_names(there) == {f"row{n}" for n in range(5)}
 
 
 def test_a_block_begun_on_a_replica_does_not_write_after_the_promotion(
     cluster: ConsulCluster, there: DatabaseWrapper
 ) -> None:
-    """Its connection cannot write; run again it gets one that can. It has not read yet: see below."""
-    with pytest.raises(NotPrimaryError, match="became the primary during this transaction"):  # noqa: PT012, SIM117
-        with transaction.atomic(using=there.alias):
-            promote(cluster, there)
-            assert authors(there).count() == AUTHORS
-            create(there)
+    """Its connection cannot write; run again it gets one that can. It has not read before: see below."""
+    with (  # noqa: PT012
+        pytest.raises(NotPrimaryError, match="became the primary during this transaction"),
+        transaction.atomic(using=there.alias),
+    ):
+        promote(cluster, there)
+        create(there)
     create_in_atomic(there)
     assert new_names(there) == {"new"}
 
@@ -386,7 +381,7 @@ def test_iterations_go_on_across_the_demotion(cluster: ConsulCluster, here: Data
 
 
 def change(cluster: ConsulCluster, node: LiteFSNode, name: str) -> None:
-    """Makes `node` the primary as a supervisor does: the old one's commits are held off, and the new one has them all."""  # noqa: E501
+    """Makes `node` the primary as a supervisor does: while commits are held off, and when it has them all."""
     old = cluster.primary
     with closing(FileLock(gate_path(old.settings.run, name))) as gate:
         assert gate.acquire(10)
