@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from django.apps import AppConfig
@@ -77,6 +78,23 @@ def check_engines(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> lis
         )
         for alias, database in settings.DATABASES.items()
         if _is_other_sqlite(database)
+    ]
+
+
+def check_unguarded(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """E017: another SQLite ENGINE on LiteFS's mount, which nothing guards."""
+    configured = _settings()
+    if configured is None:
+        return []
+    return [
+        Error(
+            f'DATABASES["{alias}"]["ENGINE"]: {database["ENGINE"]!r} writes to {str(database["NAME"])!r} on '
+            'LITEFS["MOUNT_PATH"] unguarded: acknowledged commits can be lost there.',
+            hint=f"Use {conf.ENGINE!r}.",
+            id="litefs_django.E017",
+        )
+        for alias, database in settings.DATABASES.items()
+        if _is_other_sqlite(database) and Path(str(database.get("NAME", ""))).is_relative_to(configured.mount_path)
     ]
 
 
@@ -149,7 +167,7 @@ REQUIRED = (
     ("fusermount3", "E012"),
     ("user_allow_other", "E013"),
 )
-CHECKS: tuple[Check, ...] = (check_settings, check_mount_path, check_engines, check_connection_age)
+CHECKS: tuple[Check, ...] = (check_settings, check_mount_path, check_engines, check_unguarded, check_connection_age)
 DEPLOY_CHECKS: tuple[Check, ...] = (check_machine, check_binary)
 
 

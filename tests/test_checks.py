@@ -110,6 +110,20 @@ class TestMountPath:
         assert checks.check_mount_path(None) == []
 
 
+class TestUnguarded:
+    def test_on_the_mount(self, configure: Configure) -> None:
+        stock = "django.db.backends.sqlite3"
+        configure({**ONE_NODE, "MOUNT_PATH": "/mnt/x"}, other={"ENGINE": stock, "NAME": "/mnt/x/db.sqlite3"})
+        (message,) = checks.check_unguarded(None)
+        assert ids([message]) == ["E017"]
+        assert message.msg.startswith('DATABASES["other"]["ENGINE"]: ')
+
+    def test_elsewhere(self, configure: Configure) -> None:
+        stock = "django.db.backends.sqlite3"
+        configure({**ONE_NODE, "MOUNT_PATH": "/mnt/x"}, other={"ENGINE": stock, "NAME": "/mnt/y/db.sqlite3"})
+        assert checks.check_unguarded(None) == []
+
+
 class TestEngines:
     @pytest.mark.parametrize(
         "engine", ["django.db.backends.sqlite3", "django.contrib.gis.db.backends.spatialite", "pool.backends.sqlite3"]
