@@ -83,7 +83,7 @@ def claim_mount_path(path: Path, search_path: str) -> int:
         os.close(descriptor)
         raise SupervisorError(
             f"{where} is not empty ({', '.join(found[:5])}). LiteFS would hide what lies there: move it away, or "
-            'give another path. A database is brought in by "litefs import".'
+            'give another path. A database is brought in by "manage.py litefs_import".'
         )
     return descriptor
 

@@ -231,7 +231,9 @@ import os
 import django
 django.setup()
 from django.contrib.auth.models import Group
-import litefs_django.db.backends.litefs.opening
+from django.db import connection
+Group.objects.create(name="by root")
+connection.close()
 os.setgroups([])
 os.setgid(65534)
 os.setuid(65534)
@@ -245,7 +247,7 @@ print("groups:", list(Group.objects.values_list("name", flat=True)), flush=True)
         with node:
             node.start("--migrate", application=python(code))
             assert node.wait() == 0, node.output()
-            assert node.found("app | groups: ['by nobody']")
+            assert node.found("app | groups: ['by root', 'by nobody']")
 
 
 def test_environment_reaches_the_application(node: SupervisedNode) -> None:
