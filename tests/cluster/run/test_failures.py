@@ -124,8 +124,9 @@ def test_sigbus(node: SupervisedNode) -> None:
     worker = f"{sys.executable} -c 'import time; print(\"worker\", flush=True); time.sleep(1000)'"
     node.start_and_wait("--on-primary", worker)
     node.wait_for_line("primary-1 | worker")
+    litefs = node.litefs_process().pid
     for process in node.children():
-        if process.pid != node.litefs_process().pid:
+        if process.pid != litefs:
             process.send_signal(signal.SIGBUS)
     node.wait_for_line("the application has ended: SIGBUS")
     node.wait_for_line("app | application runs", count=2)

@@ -7,6 +7,8 @@ import shutil
 import signal
 import stat
 import sys
+from contextlib import closing, suppress
+from http.client import HTTPConnection
 from pathlib import Path
 
 import psutil
@@ -14,7 +16,7 @@ import pytest
 
 from tests.cluster.run.applications import python
 from tests.cluster.run.nodes import MANAGE, ROOT, SupervisedNode
-from tests.machine import free_ports
+from tests.machine import free_ports, wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -74,6 +76,14 @@ def test_arguments_of_the_application_are_its_own(node: SupervisedNode) -> None:
     assert node.found("app | ['-v', '3', '--migrate', '--', '-x', '--']")
 
 
+def answers(port: int) -> bool:
+    connection = HTTPConnection("127.0.0.1", port, timeout=5)
+    with closing(connection), suppress(OSError):
+        connection.request("GET", "/")
+        return connection.getresponse().status == 200
+    return False
+
+
 def test_gunicorn_reloads_on_sighup(node: SupervisedNode) -> None:
     (port,) = free_ports(1)
     code = "def app(environ, start): start('200 OK', []); return [b'hello']"
@@ -82,6 +92,7 @@ def test_gunicorn_reloads_on_sighup(node: SupervisedNode) -> None:
     gunicorn = [sys.executable, "-m", "gunicorn", "--chdir", str(node.directory), "-b", f"127.0.0.1:{port}"]
     node.start(application=[*gunicorn, "page:app"])
     node.wait_for_line("Booting worker")
+    wait_until(lambda: answers(port), "gunicorn answers")
     os.kill(node.pid, signal.SIGHUP)
     node.wait_for_line("Booting worker", count=2)
     assert node.stop() == 0
