@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +44,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Fails when the session ends with a mount in its directory or a process that it has started."""
     os.environ[SESSION_VARIABLE] = uuid.uuid4().hex
+    # Under nohup it is ignored, and so it would be by all that the tests start.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     directory = tmp_path_factory.getbasetemp()
     yield
     left = [path for path in mount_points() if Path(path).is_relative_to(directory)]

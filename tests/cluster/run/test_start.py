@@ -89,7 +89,9 @@ def test_gunicorn_reloads_on_sighup(node: SupervisedNode) -> None:
     code = "def app(environ, start): start('200 OK', []); return [b'hello']"
     (node.directory).mkdir()
     (node.directory / "page.py").write_text(code)
-    gunicorn = [sys.executable, "-m", "gunicorn", "--chdir", str(node.directory), "-b", f"127.0.0.1:{port}"]
+    # No control socket: it would be a file in the home directory.
+    gunicorn = [sys.executable, "-m", "gunicorn", "--no-control-socket", "--chdir", str(node.directory)]
+    gunicorn += ["-b", f"127.0.0.1:{port}"]
     node.start(application=[*gunicorn, "page:app"])
     node.wait_for_line("Booting worker")
     wait_until(lambda: answers(port), "gunicorn answers")

@@ -67,7 +67,10 @@ def test_application_that_does_not_end(node: SupervisedNode) -> None:
 
 @pytest.mark.parametrize(
     "server",
-    [["uvicorn", "--port", "PORT", "--app-dir", "."], ["gunicorn", "--bind", "127.0.0.1:PORT", "--chdir", "."]],
+    [
+        ["uvicorn", "--port", "PORT", "--app-dir", "."],
+        ["gunicorn", "--no-control-socket", "--bind", "127.0.0.1:PORT", "--chdir", "."],
+    ],
 )
 def test_servers_end_with_0(node: SupervisedNode, server: list[str]) -> None:
     node.directory.mkdir()
