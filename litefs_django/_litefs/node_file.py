@@ -17,6 +17,7 @@ import mmap
 import os
 import struct
 import time
+from functools import partial
 from pathlib import Path
 
 NAME = "node"
@@ -28,9 +29,9 @@ _WORDS = struct.Struct("=3Q")
 _FORMAT, _BEAT, _GENERATION = range(3)
 
 
-def boottime_ns() -> int:
-    """CLOCK_BOOTTIME in nanoseconds: monotonic, and it goes on while the machine is suspended."""
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+# CLOCK_BOOTTIME in nanoseconds: monotonic, and it goes on while the machine is suspended. Not a function of ours:
+# each query asks.
+boottime_ns = partial(time.clock_gettime_ns, time.CLOCK_BOOTTIME)
 
 
 class NodeFileWriter:

@@ -187,6 +187,38 @@ def test_a_commit_by_set_autocommit_waits_for_the_gate(connection: DatabaseWrapp
     assert names_elsewhere(connection) == set()
 
 
+def test_turn_and_gate_share_one_time_out(
+    connection: DatabaseWrapper,
+    node: LiteFSNode,
+    name: str,
+    django_connection: DjangoConnections,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a write has waited for its turn it does not wait for the gate once more."""
+    acquire, given = FileLock.acquire, {}
+
+    def note(lock: FileLock, timeout: float) -> bool:
+        started = time.monotonic()
+        taken = acquire(lock, timeout)
+        given[lock.path] = timeout, time.monotonic() - started
+        return taken
+
+    patient = django_connection(node, name, alias="patient", timeout=1)
+    patient.ensure_connection()
+    with held(gate(connection)), ExitStack() as stack:
+        stack.enter_context(held(turn(connection)))
+        monkeypatch.setattr(FileLock, "acquire", note)
+        timer = threading.Timer(0.2, stack.close)
+        timer.start()
+        with pytest.raises(OperationalError, match="database is locked"):
+            create(patient)
+        timer.join()
+    (for_turn, waited), (for_gate, _) = given[turn(connection)], given[gate(connection)]
+    assert for_turn == 1
+    assert 0 <= for_gate <= for_turn - waited + 0.01
+    assert_free(connection)
+
+
 @pytest.mark.parametrize(
     ("begin", "end"),
     [
@@ -597,6 +629,21 @@ def test_what_litefs_cannot_carry_is_refused_whichever_way_it_comes(connection: 
     assert modes == [("wal",), (4096,), ("normal",)]
     create(connection)
     assert names_elsewhere(connection) == {"new"}
+
+
+def test_a_database_that_is_not_in_wal_mode_works_as_it_is(
+    cluster: StaticCluster, node: LiteFSNode, name: str, django_connection: DjangoConnections
+) -> None:
+    """As other tools make it. That it stays so is said to whoever sets WAL, as many a project does."""
+    with closing(sqlite3.connect(node.database(name))) as plain:
+        plain.execute("CREATE TABLE cluster_author (id INTEGER PRIMARY KEY, name TEXT)")
+    connection = django_connection(node, name)
+    create(connection)
+    cluster.wait_equal(name)
+    assert authors(django_connection(cluster.nodes[1], name)).get().name == "new"
+    setting = django_connection(node, name, alias="setting", init_command="PRAGMA journal_mode = WAL")
+    with pytest.raises(NotSupportedError, match=r"it is 'delete', .*leave the PRAGMA out \(of OPTIONS\['init_command"):
+        setting.ensure_connection()
 
 
 def test_pragmas_that_change_nothing_are_let_through(connection: DatabaseWrapper) -> None:

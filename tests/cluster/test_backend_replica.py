@@ -19,7 +19,7 @@ from litefs_django.db.backends.litefs.base import DatabaseWrapper
 from litefs_django.exceptions import NotPrimaryError
 from tests.cluster.connections import DjangoConnections, run_python
 from tests.cluster.library import AUTHORS, Statement, authors, books, executed, executed_raw, make_library, raw
-from tests.cluster.nodes import LiteFSNode, StaticCluster
+from tests.cluster.nodes import LiteFSNode, StaticCluster, wait_for
 from tests.cluster.reads import QUERIES, READS, rows_of, write_row
 from tests.cluster.writes import WRITES
 
@@ -184,3 +184,18 @@ def test_a_database_that_has_not_arrived_is_a_clear_error(
     with pytest.raises(OperationalError, match=r"absent\.sqlite3.*has not arrived.*node1"):
         connection.ensure_connection()
     assert not [node for node in cluster.nodes if node.database("absent.sqlite3").exists()]
+
+
+def test_a_fixed_primary_is_named_while_it_is_away(
+    static_cluster: StaticCluster, django_connection: DjangoConnections
+) -> None:
+    make_library(django_connection(static_cluster.primary))
+    static_cluster.wait_equal()
+    primary, replica = static_cluster.nodes[:2]
+    connection = django_connection(replica)
+    connection.ensure_connection()
+    primary.kill()
+    wait_for(lambda: replica.detector.primary_name() is None, "the primary is named no more", [replica])
+    with pytest.raises(NotPrimaryError, match=r"The primary is 'node1'\. It does not answer now\.") as caught:
+        authors(connection).create(name="new")
+    assert caught.value.primary == primary.settings.cluster.this

@@ -7,7 +7,7 @@ that only Linux has is imported then.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
     """One alias on LiteFS. `is_guarded` says whether this connection is on the mount at all."""
 
     transaction_mode: str | None
+    _create_cursor: Callable[[Any], Any] | None = None
 
     client_class = DatabaseClient
     creation_class = DatabaseCreation
@@ -65,10 +66,16 @@ class DatabaseWrapper(base.DatabaseWrapper):
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         if self.is_guarded:
+            from litefs_django.db.backends.litefs.cursor import create_guarded_cursor
             from litefs_django.db.backends.litefs.opening import opening_parameters
 
             conn_params = conn_params | opening_parameters(self.place)
+            self._create_cursor = create_guarded_cursor
         return super().get_new_connection(conn_params)
+
+    def create_cursor(self, name: str | None = None) -> Any:
+        # On the way of each query: what the connection is was found when it was opened.
+        return super().create_cursor(name) if self._create_cursor is None else self._create_cursor(self.connection)
 
     def make_cursor(self, cursor: Any) -> utils.CursorWrapper:
         return CursorWrapper(cursor, self)

@@ -16,6 +16,8 @@ from litefs_django.exceptions import NotPrimaryError
 if TYPE_CHECKING:
     from litefs_django.db.backends.litefs.guard import Connection
 
+_create_cursor: Any = sqlite3.Connection.cursor
+
 
 class Cursor(sqlite3.Cursor):
     """What `connection.connection.cursor()` gives: sqlite3's cursor, guarded."""
@@ -27,7 +29,7 @@ class Cursor(sqlite3.Cursor):
     def execute(self, sql: str, parameters: Any = (), /) -> Cursor:
         connection = self.connection
         # Reading pays for what stands here: a call is half a microsecond.
-        if connection.is_obsolete or connection.generation != connection.place.node_file.generation():
+        if connection.is_obsolete or connection.generation != connection.node_file.generation():
             connection.check_alive()
         if self._rows is not None or self._changed is not None:
             self.__dict__.clear()
@@ -113,6 +115,12 @@ class Cursor(sqlite3.Cursor):
 
 class GuardedCursor(SQLiteCursorWrapper, Cursor):  # type: ignore[misc]
     """Django's: turns %s into ? (SQLiteCursorWrapper), then runs it guarded (Cursor)."""
+
+
+def create_guarded_cursor(connection: Connection) -> GuardedCursor:
+    """What Django uses."""
+    cursor: GuardedCursor = _create_cursor(connection, GuardedCursor)
+    return cursor
 
 
 def _statements(script: str) -> Iterator[str]:

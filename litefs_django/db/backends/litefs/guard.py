@@ -9,23 +9,17 @@ It raises sqlite3's errors, which Django turns into its own, and the two of `lit
 
 from __future__ import annotations
 
-import os
 import sqlite3
-import threading
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import parse_qs, unquote, urlsplit
-from weakref import WeakSet
-
-from django.db.backends.sqlite3.base import SQLiteCursorWrapper
 
 from litefs_django._litefs.judge import Kind, Pragma, attached_file, explains_write, judge, parse_pragma, vacuum_target
-from litefs_django._litefs.mount import WRITABLE
-from litefs_django._litefs.write_turn import FileLock, gate_path, turn_path
-from litefs_django.db.backends.litefs.cursor import Cursor, GuardedCursor
+from litefs_django.db.backends.litefs.cursor import Cursor
+from litefs_django.db.backends.litefs.locks import Locks, end_with_thread
+from litefs_django.db.backends.litefs.mounted import MountedConnection
 from litefs_django.db.backends.litefs.place import Place, Reopen, Role
+from litefs_django.db.backends.litefs.unsupported import check_attached, check_pragma, check_vacuum_target
 from litefs_django.exceptions import CommitOutcomeUnknown, NotPrimaryError
 
 T = TypeVar("T")
@@ -36,46 +30,19 @@ _FROM_LITEFS = {8, 10, 13, 14, 15}
 _ISOLATION_LEVEL: Any = sqlite3.Connection.isolation_level
 
 
-class _EndOfThread:
-    """Goes with its thread's local variables, and closes what the thread has left holding the write turn."""
+class Connection(MountedConnection):
+    """One guarded connection."""
 
-    def __init__(self) -> None:
-        self.connections: WeakSet[Connection] = WeakSet()
-
-    def __del__(self) -> None:
-        for connection in self.connections:
-            if connection.holds_turn:
-                connection.close()
-
-
-_thread = threading.local()
-
-
-class Connection(sqlite3.Connection):
-    """One guarded connection; `device` and `generation` are of the mount that it was opened on."""
-
-    def __init__(
-        self, *args: Any, place: Place, is_writable: bool, device: int, generation: int | None, **kwargs: Any
-    ) -> None:
-        self.place = place
-        self.is_writable = is_writable
-        self.device = device
-        self.generation = generation
-        self._timeout: float = kwargs.get("timeout", 5.0)
-        self._turn: FileLock | None = None
-        self._gate: FileLock | None = None
+    def __init__(self, *args: Any, place: Place, **kwargs: Any) -> None:
+        self.locks = Locks(place, kwargs.get("timeout", 5.0))
         self._has_written = False
         self._began_with_savepoint = False
-        self.is_obsolete = False
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, place=place, **kwargs)
 
     # What Python's sqlite3 and Django call.
 
     def cursor(self, factory: Any = None) -> Any:
-        if factory is SQLiteCursorWrapper:
-            # Django asks for its own.
-            factory = GuardedCursor
-        elif not issubclass(factory or Cursor, Cursor):
+        if not issubclass(factory or Cursor, Cursor):
             raise sqlite3.NotSupportedError(f"A cursor of {factory} would write unguarded.")
         return super().cursor(factory or Cursor)
 
@@ -116,9 +83,7 @@ class Connection(sqlite3.Connection):
         try:
             super().close()
         finally:
-            for lock in (self._gate, self._turn):
-                if lock is not None:
-                    lock.close()
+            self.locks.close()
 
     @property
     def autocommit(self) -> int:
@@ -164,33 +129,6 @@ class Connection(sqlite3.Connection):
 
     # Before a statement.
 
-    def is_left_behind(self) -> bool:
-        """Whether the LiteFS that this connection was opened on has ended, as far as is known."""
-        current = self.place.node_file.generation()
-        if current is None or current == self.generation:
-            return False
-        if self.generation is None and not current & 1 and self.role() is not Role.GONE:
-            # Opened while no supervisor said anything, and the mount is the same.
-            self.generation = current
-            return False
-        return True
-
-    def has_lost_its_mount(self) -> bool:
-        """As `is_left_behind`, but looks for the mount itself where no supervisor says."""
-        return self.is_left_behind() or (self.place.node_file.generation() is None and self.role() is Role.GONE)
-
-    def check_alive(self) -> None:
-        """Raises Reopen, or OperationalError inside a transaction, when LiteFS is not the one of before."""
-        if self.is_left_behind():
-            if self.in_transaction:
-                raise sqlite3.OperationalError(
-                    f"LiteFS on node {self.place.settings.cluster.node!r} ended during this transaction: "
-                    "nothing of it was written."
-                )
-            raise Reopen("LiteFS has ended meanwhile.")
-        if self.is_obsolete and not self.in_transaction:
-            raise Reopen("This node's role has changed.")
-
     def make_wal(self) -> None:
         """Turns a new, empty database into a WAL one, and thereby into one that LiteFS replicates."""
         self._run_alone(lambda: sqlite3.Cursor(self).execute("PRAGMA journal_mode = WAL"))
@@ -203,38 +141,18 @@ class Connection(sqlite3.Connection):
             if pragma is None:
                 return Kind.READ
             if pragma.is_unsafe:
-                self._refuse_change(pragma)
+                check_pragma(pragma, self._current(pragma))
             return Kind.WRITE if pragma.writes else Kind.READ
         if kind is Kind.ATTACH:
-            self._check_attached(attached_file(sql, parameters))
+            check_attached(attached_file(sql, parameters), self.place.settings.mount_path)
             return Kind.READ
         if kind is Kind.VACUUM_INTO:
-            target = vacuum_target(sql, parameters)
-            if target is None or self._lies_on_mount(target):
-                raise sqlite3.NotSupportedError(
-                    f"VACUUM INTO {target or 'an expression'!r} is refused: a copy is not made on "
-                    f"{self.place.settings.mount_path}, but beside it."
-                )
+            check_vacuum_target(vacuum_target(sql, parameters), self.place.settings.mount_path)
             return Kind.READ
         if kind is None:
             # SQLite decides by itself on a replica's connection.
             return Kind.WRITE if not self.is_writable or self._explains_write(sql, parameters) else Kind.READ
         return kind
-
-    def role(self) -> Role:
-        """This node's role now, by one stat of the database (LiteFS, fuse/database_node.go: its mode bits)."""
-        try:
-            status = os.stat(self.place.path)
-        except OSError:
-            return Role.GONE
-        if status.st_dev != self.device:
-            return Role.GONE
-        return Role.PRIMARY if status.st_mode & WRITABLE else Role.REPLICA
-
-    def agree_with_role(self) -> None:
-        """Raises Reopen when a replica's connection finds that its node may write now."""
-        if not self.is_writable and self.role() is Role.PRIMARY:
-            raise Reopen("This node has become the primary.")
 
     # Running it.
 
@@ -291,7 +209,7 @@ class Connection(sqlite3.Connection):
             raise self._refusal() from error
 
     def _run_inside(self, statement: Callable[[], T]) -> T:
-        if not self.holds_turn:
+        if not self.locks.has_turn:
             self._take_turn()
         self._has_written = True
         try:
@@ -330,7 +248,7 @@ class Connection(sqlite3.Connection):
         try:
             if not self._has_written:
                 return statement()
-            self._take_gate()
+            self.locks.take_gate()
             # The supervisor may have had it to stop LiteFS.
             self.check_alive()
             result = self._explaining(statement, at_commit=True)
@@ -376,29 +294,10 @@ class Connection(sqlite3.Connection):
             return self.place.not_primary("It became the primary during this transaction: run it again. ")
         return Reopen("This node has become the primary.")
 
-    def _refuse_change(self, pragma: Pragma) -> None:
+    def _current(self, pragma: Pragma) -> object:
         schema = f'"{pragma.schema}".' if pragma.schema else ""
         (current,) = sqlite3.Cursor(self).execute(f"PRAGMA {schema}{pragma.name}").fetchone()
-        if str(current).lower() != str(pragma.value).lower():
-            raise sqlite3.NotSupportedError(
-                f"PRAGMA {pragma.name} = {pragma.value} is refused: it is {current!r}, and LiteFS loses replicas or "
-                "the database itself when that changes."
-            )
-
-    def _check_attached(self, file: str | None) -> None:
-        """SQLite opens what it attaches with leave to write and to make a file: not on the mount, nor where it was."""
-        mount_path = self.place.settings.mount_path
-        is_suspect = file is None or self._lies_on_mount(file)
-        if is_suspect and parse_qs(urlsplit(file or "").query).get("mode", [""])[-1] != "ro":
-            raise sqlite3.NotSupportedError(
-                f"ATTACH of {file or 'an expression'!r} is refused: a database of {mount_path} is attached read-only, "
-                f"as 'file:{mount_path}/NAME?mode=ro'. To write to it, give it an alias in DATABASES."
-            )
-
-    def _lies_on_mount(self, file: str) -> bool:
-        uri = urlsplit(file)
-        path = Path(unquote(uri.path) if uri.scheme == "file" else file)
-        return path.resolve().is_relative_to(self.place.settings.mount_path.resolve())
+        return current
 
     _explained: dict[str, bool] = {}
 
@@ -417,31 +316,23 @@ class Connection(sqlite3.Connection):
 
     # Turn and gate.
 
-    @property
-    def holds_turn(self) -> bool:
-        return self._turn is not None and self._turn.is_held
-
     def _take_turn(self, *, with_gate: bool = False) -> None:
         """Takes the turn, and the gate, then finds that this node is still primary.
 
         Raises OperationalError ('database is locked') after the connection's time-out, NotPrimaryError,
         or Reopen; it holds no turn then.
         """
-        if self._turn is None:
-            self._turn = self._open_lock(turn_path)
-        self._acquire(self._turn)
+        self.locks.take_turn(with_gate=with_gate)
         try:
-            if with_gate:
-                self._take_gate()
             self._find_primary()
         except BaseException:
-            self._turn.release()
+            self.locks.end_turn()
             raise
 
     def _find_primary(self) -> None:
         role = self.role()
         if role is Role.PRIMARY:
-            self._end_turn_with_thread()
+            end_with_thread(self)
             return
         if role is Role.REPLICA:
             self.is_obsolete = True
@@ -450,39 +341,12 @@ class Connection(sqlite3.Connection):
             raise sqlite3.OperationalError("LiteFS ended during this transaction: nothing of it was written.")
         raise Reopen("LiteFS has ended meanwhile.")
 
-    def _end_turn_with_thread(self) -> None:
-        """A thread that dies in a transaction takes its connection along: garbage collection may be far off."""
-        if not hasattr(_thread, "end"):
-            _thread.end = _EndOfThread()
-        _thread.end.connections.add(self)
-
-    def _take_gate(self) -> None:
-        if self._gate is None:
-            self._gate = self._open_lock(gate_path)
-        self._acquire(self._gate)
-
-    def _acquire(self, lock: FileLock) -> None:
-        if not lock.acquire(self._timeout):
-            raise sqlite3.OperationalError("database is locked")
-
-    def _open_lock(self, path_of: Callable[[Path, str], Path]) -> FileLock:
-        path = path_of(self.place.settings.run, self.place.path.name)
-        try:
-            return FileLock(path)
-        except OSError as error:
-            raise sqlite3.OperationalError(
-                f"Writes are refused, since the lock file {path} cannot be opened ({error.strerror}). Start the node "
-                'with litefs_run, or set LITEFS["RUN_PATH"] to a local directory that this user may write.'
-            ) from error
-
     def end_turn(self) -> None:
         """Gives the turn back; nothing happens when this connection does not have it."""
         self._has_written = False
-        if self._turn is not None:
-            self._turn.release()
+        self.locks.end_turn()
 
     def _end_commit(self) -> None:
-        if self._gate is not None:
-            self._gate.release()
+        self.locks.end_gate()
         if not self.in_transaction:
             self.end_turn()

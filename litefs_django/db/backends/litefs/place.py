@@ -51,13 +51,15 @@ class Place:
             name = self.detector.primary_name()
         except MountError:
             name = None
-        primary = cluster.get(name)
-        if name is None:
-            whither = "No primary is known now."
-        elif primary is not None and primary.url:
-            whither = f"The primary is {name!r}, {primary.url}"
+        # LiteFS names nobody while it is not connected; with a static lease there is no other.
+        is_away = name is None and cluster.primary not in (None, cluster.node)
+        primary = cluster.get(cluster.primary if is_away else name)
+        if primary is None:
+            whither = f"The primary is {name!r}." if name else "No primary is known now."
         else:
-            whither = f"The primary is {name!r}."
+            whither = f"The primary is {primary.name!r}" + (f", {primary.url}" if primary.url else ".")
+            if is_away:
+                whither += f"{' and' if primary.url else ' It'} does not answer now."
         message = f"Database {self.alias!r} cannot be written on node {cluster.node!r}. {why}{whither}"
         return NotPrimaryError(message, self.alias, cluster.this, primary)
 
