@@ -14,6 +14,7 @@ from litefs_django._litefs.config import ConfigGenerator
 from litefs_django._litefs.errors import LiteFSError, SupervisorError
 from litefs_django._litefs.node.claim import PRIVATE, claim, claim_mount_path
 from litefs_django._litefs.node.description import Command, NodeDescription
+from litefs_django._litefs.node.joining import check_joining
 from litefs_django._litefs.settings import LiteFSSettings
 
 CONFIG = "litefs.yml"
@@ -41,6 +42,7 @@ def prepare(
     if shutil.which("fusermount3") is None:
         search_path = f"{_install_helper(settings)}:{search_path}"
     claims.append(claim_mount_path(mount_path, search_path))
+    check_joining(settings)
     config.write(settings.run / CONFIG)
     NodeDescription(
         mount_path=mount_path,

@@ -8,10 +8,11 @@ import signal
 from contextlib import suppress
 from types import FrameType
 
-STOP = (signal.SIGTERM, signal.SIGINT)
+# A terminal that is closed sends SIGHUP; without one it asks the application server to reload.
+STOP = {signal.SIGTERM, signal.SIGINT} | ({signal.SIGHUP} if os.isatty(0) else set())
 
 # What application servers act on: reload, reopen logs, more or fewer workers.
-FORWARDED = (
+FORWARDED = {
     signal.SIGHUP,
     signal.SIGUSR1,
     signal.SIGUSR2,
@@ -19,7 +20,7 @@ FORWARDED = (
     signal.SIGQUIT,
     signal.SIGTTIN,
     signal.SIGTTOU,
-)
+} - STOP
 
 _POKE = 0
 
@@ -32,9 +33,9 @@ class Signals:
         os.set_blocking(self._reader, False)
         os.set_blocking(self._writer, False)
         signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        for number in (signal.SIGCHLD, *STOP):
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _note)
-        for number in FORWARDED:
+        for number in STOP | FORWARDED:
             if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
                 signal.signal(number, _note)
 

@@ -99,3 +99,17 @@ def test_gunicorn_reloads_on_sighup(node: SupervisedNode) -> None:
     node.wait_for_line("Booting worker", count=2)
     assert node.stop() == 0
     node.assert_nothing_left()
+
+
+def test_a_terminal_that_is_closed_stops_everything(node: SupervisedNode) -> None:
+    ours, theirs = os.openpty()
+    node.directory.mkdir()
+    # It becomes the controlling terminal of a new session, whose leader this is: closing it sends SIGHUP.
+    code = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execvp(sys.argv[1], sys.argv[1:])"
+    node.start(prefix=[sys.executable, "-c", code], stdin=theirs)
+    os.close(theirs)
+    node.wait_for_line("app | application runs")
+    node.children()
+    os.close(ours)
+    assert node.wait() == 0
+    node.assert_nothing_left()
