@@ -26,7 +26,8 @@ class Info:
     """What GET /info says of a node.
 
     `primary` is the name of the node that this one is, or is about to be, connected to: None when there is none;
-    `cluster_id` is None until the first primary has chosen one; `path` is LiteFS's data directory.
+    `cluster_id` is None until the first primary has chosen one; `path` is LiteFS's data directory. `node_id` is
+    another at each start of its LiteFS.
     """
 
     is_primary: bool
@@ -34,6 +35,7 @@ class Info:
     primary: str | None
     cluster_id: str | None
     path: str
+    node_id: str = ""
 
 
 class LiteFSClient:
@@ -47,17 +49,27 @@ class LiteFSClient:
         self.timeout = timeout
 
     def info(self) -> Info:
-        answer = self._json("/info")
+        response, body = self._request("GET", "/info")
         try:
+            answer = json.loads(body)
             return Info(
                 is_primary=_typed(answer["isPrimary"], bool),
                 candidate=_typed(answer["candidate"], bool),
                 primary=_typed(answer["primary"]["hostname"], str) or None,
                 cluster_id=_typed(answer.get("clusterID", ""), str) or None,
                 path=_typed(answer["path"], str),
+                node_id=response.headers.get("Litefs-Id", ""),
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise self._foreign("/info") from error
+
+    def hand_off(self, node_id: str) -> None:
+        """Asks this primary to give its lease to the node, which has to be connected. It demotes itself then.
+
+        A commit that is in flight at that moment is lost, though acknowledged, and ends this LiteFS: hold the
+        commit gates.
+        """
+        self._request("POST", f"/handoff?nodeID={node_id}")
 
     def positions(self) -> dict[str, Position]:
         """How far each database has come on this node, by file name. One without any transaction is left out."""
@@ -79,7 +91,7 @@ class LiteFSClient:
         """
         for pause in (0, 0.001, 0.002, 0.004, 0.008):
             time.sleep(pause)
-            metrics = dict(_METRIC.findall(self._get("/metrics")))
+            metrics = dict(_METRIC.findall(self._request("GET", "/metrics")[1]))
             try:
                 is_primary, lag = (float(metrics[name]) for name in (b"litefs_is_primary", b"litefs_lag_seconds"))
             except (KeyError, ValueError) as error:
@@ -90,17 +102,17 @@ class LiteFSClient:
 
     def _json(self, path: str) -> Any:
         try:
-            return json.loads(self._get(path))
+            return json.loads(self._request("GET", path)[1])
         except ValueError as error:
             raise self._foreign(path) from error
 
-    def _get(self, path: str) -> bytes:
+    def _request(self, method: str, path: str) -> tuple[HTTPResponse, bytes]:
         url = self.base_url + path
         deadline = time.monotonic() + self.timeout
         parts = urlsplit(self.base_url)
         connection = HTTPConnection(parts.hostname or "", parts.port, timeout=self.timeout)
         try:
-            connection.request("GET", path)
+            connection.request(method, path)
             response = connection.getresponse()
             body = self._body(response, url, deadline)
         except TimeoutError as error:
@@ -113,7 +125,7 @@ class LiteFSClient:
         if response.status != 200:
             said = body[:200].decode(errors="replace").strip()
             raise ClientError(f"{url} answered {response.status} {response.reason}. {said}".rstrip())
-        return body
+        return response, body
 
     def _body(self, response: HTTPResponse, url: str, deadline: float) -> bytes:
         body = bytearray()

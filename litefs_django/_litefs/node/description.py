@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,18 @@ Command = tuple[str, ...]
 class NodeDescription:
     """One node, ready to be run. Commands are argument lists; paths are absolute.
 
-    `search_path` is the PATH under which LiteFS finds fusermount3; `other_nodes` the URLs of
-    the other nodes' LiteFS HTTP APIs; `migrate` the commands that bring every database up to date and
-    `migrate_check` those that end with 0 once that is so, both empty without --migrate; `claims` the
-    descriptors that hold this node's directories against a second supervisor.
+    `name` is this node's; `is_elected` says that the lease can go to another node; `urls` are those of each node's
+    LiteFS HTTP API, by name; `search_path` is the PATH under which LiteFS finds fusermount3; `migrate` the commands
+    that bring every database up to date and `migrate_check` those that end with 0 once that is so, both empty without
+    --migrate; `claims` the descriptors that hold this node's directories against a second supervisor.
     """
 
+    name: str
+    is_elected: bool
     mount_path: Path
     run_path: Path
     databases: tuple[str, ...]
-    other_nodes: tuple[str, ...]
+    urls: Mapping[str, str]
     litefs: Command
     search_path: str
     application: Command
@@ -32,6 +35,11 @@ class NodeDescription:
     migrate: tuple[Command, ...]
     migrate_check: tuple[Command, ...]
     claims: tuple[int, ...]
+
+    @property
+    def other_urls(self) -> dict[str, str]:
+        """`urls` without this node's."""
+        return {name: url for name, url in self.urls.items() if name != self.name}
 
     def write(self, path: Path) -> None:
         """Puts it there as one step, readable for its owner only: commands may carry secrets."""

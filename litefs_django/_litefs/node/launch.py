@@ -45,10 +45,12 @@ def prepare(
     check_joining(settings)
     config.write(settings.run / CONFIG)
     NodeDescription(
+        name=settings.cluster.node,
+        is_elected=settings.leader_election != "static",
         mount_path=mount_path,
         run_path=settings.run,
         databases=tuple(database.name for database in settings.databases),
-        other_nodes=tuple(node.http_url for node in settings.cluster.nodes if node != settings.cluster.this),
+        urls={node.name: node.http_url for node in settings.cluster.nodes},
         litefs=(str(litefs), "mount", "-config", str(settings.run / CONFIG), "-no-expand-env"),
         search_path=search_path,
         application=application,

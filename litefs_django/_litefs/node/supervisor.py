@@ -11,15 +11,18 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
+from typing import Any
 
 from litefs_django._litefs.errors import LiteFSError, SupervisorError
 from litefs_django._litefs.mount import PrimaryDetector
 from litefs_django._litefs.node.children import Backoff, Child, Children
+from litefs_django._litefs.node.control import ControlServer, Say
 from litefs_django._litefs.node.description import Command, NodeDescription
 from litefs_django._litefs.node.litefs_process import LiteFSProcess
 from litefs_django._litefs.node.output import Output
+from litefs_django._litefs.node.planned_change import AT_STOP, ON_REQUEST, PlannedChange
 from litefs_django._litefs.node.primary_command import PrimaryCommand
 from litefs_django._litefs.node.replicas import wait_until_one_has
 from litefs_django._litefs.node.signals import FORWARDED, STOP, Signals
@@ -33,6 +36,7 @@ _CHECK_PAUSE = 1.0
 # A clean stop: with the children's grace (5 s) and LiteFS's (1 s) these fit in 8 s.
 _GATES_TIMEOUT = 0.5
 _CATCH_UP_TIMEOUT = 1.0
+_HAND_OVER_TIMEOUT = 2.0
 # Seconds that a node counts as primary while its mount says nothing: LiteFS is back in less when it is
 # restarted, and no other node becomes primary so soon.
 _ROLE_LIFETIME = 2.0
@@ -61,6 +65,10 @@ class Supervisor:
             PrimaryCommand(f"primary-{number}", argv, self._children, self._output.say)
             for number, argv in enumerate(node.on_primary, 1)
         ]
+        self._planned_change = PlannedChange(node)
+        self._control = ControlServer(
+            node.run_path, {"status": self._status, "promote": self._promote, "stop": self._request_stop}
+        )
         self._foreground: Child | None = None  # the application, or a migration before it
         self._commands_may_run = False
         self._primary_until = 0.0
@@ -85,6 +93,7 @@ class Supervisor:
                     interruption = error
                 sentence = course.throw(interruption) if interruption else next(course)
         except StopIteration as end:
+            self._control.close()
             self._node_file.close()
             self._output.close(timeout=0.5)
             return int(end.value)
@@ -232,6 +241,13 @@ class Supervisor:
         return f"the application runs, this node is a replica of {view.primary or 'no primary yet'}"
 
     def _stop(self) -> Steps:
+        if self._node.is_elected and self._litefs.view.is_primary and self._node.other_urls:
+            # First, so that there is a primary while the application ends.
+            yield from self._in_thread(
+                lambda: self._output.say(self._planned_change.run(None, self._output.say, AT_STOP)),
+                _HAND_OVER_TIMEOUT,
+                "hands the lease to another node",
+            )
         self._commands_may_run = False
         children = [child for child in (self._foreground, *(command.child for command in self._commands)) if child]
         while alive := [child for child in children if not child.is_gone]:
@@ -242,9 +258,37 @@ class Supervisor:
         view = self._litefs.view
         if view.serves:
             yield from self._hold_commits()
-        if view.is_primary and self._node.other_nodes:
+        if view.is_primary and self._node.other_urls:
             yield from self._let_another_catch_up()
         yield from self._litefs.stop()
+
+    # What the control socket asks, each in a thread of its own.
+
+    def _status(self, request: Mapping[str, Any], say: Say) -> dict[str, Any]:
+        view, application = self._litefs.view, self._application
+        return {
+            "node": self._node.name,
+            "serves": view.serves,
+            "synced": view.is_synced,
+            "role": "primary" if view.is_primary else "replica" if view.serves else None,
+            "primary": self._node.name if view.is_primary else view.primary,
+            "mounts": self._litefs.mounts,
+            "application": application.pid if application is not None and application.is_running else None,
+            "stopping": self._is_stopping,
+        }
+
+    def _promote(self, request: Mapping[str, Any], say: Say) -> str:
+        def tell(text: str) -> None:
+            self._output.say(text)
+            say(text)
+
+        outcome = self._planned_change.run(str(request.get("node")), tell, ON_REQUEST)
+        self._output.say(outcome)
+        return outcome
+
+    def _request_stop(self, request: Mapping[str, Any], say: Say) -> str:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return f"{self._node.name} stops."
 
     def _hold_commits(self) -> Steps:
         """Takes all commit gates: other processes of this machine may be writing, a shell for instance."""
@@ -267,7 +311,7 @@ class Supervisor:
             detector = PrimaryDetector(self._node.mount_path)
             found = {name: detector.position(name) for name in self._node.databases}
             known = {name: position for name, position in found.items() if position is not None and position.txid > 0}
-            if not wait_until_one_has(known, self._node.other_nodes, _CATCH_UP_TIMEOUT):
+            if not wait_until_one_has(known, list(self._node.other_urls.values()), _CATCH_UP_TIMEOUT):
                 self._output.say("no other node is known to have all transactions of this one")
 
         yield from self._in_thread(catch_up, _CATCH_UP_TIMEOUT + HEARTBEAT, "waits for another node to have everything")
