@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 
 from tests.cluster.consul import ConsulAgent
-from tests.cluster.run.nodes import SupervisedNode, static_nodes
-from tests.machine import free_ports
+from tests.cluster.run.nodes import SupervisedNode, elected_nodes, static_nodes
 
 
 class StartNodes(Protocol):
@@ -40,19 +39,28 @@ def node(start_nodes: StartNodes) -> SupervisedNode:
 @pytest.fixture
 def consul_nodes(tmp_path: Path, litefs_binary: Path, consul_binary: Path) -> Iterator[list[SupervisedNode]]:
     """Two nodes that elect their primary, not started; their Consul runs."""
-    ports = free_ports(2)
-    members = {f"node{n}": {"ADDRESS": "127.0.0.1", "HTTP_PORT": port} for n, port in enumerate(ports, 1)}
-    with ExitStack() as stack:
-        agent = ConsulAgent(tmp_path / "consul", consul_binary)
-        stack.callback(agent.clean_up)
+    with running_consul(tmp_path, consul_binary) as lease:
+        yield from _entered(elected_nodes(2, tmp_path, litefs_binary, lease))
+
+
+@pytest.fixture
+def three_consul_nodes(tmp_path: Path, litefs_binary: Path, consul_binary: Path) -> Iterator[list[SupervisedNode]]:
+    """Three nodes as a user has them: with LiteFS's own delays."""
+    with running_consul(tmp_path, consul_binary) as lease:
+        yield from _entered(elected_nodes(3, tmp_path, litefs_binary, lease))
+
+
+@contextmanager
+def running_consul(directory: Path, binary: Path) -> Iterator[dict[str, Any]]:
+    """What LITEFS says of a Consul of its own."""
+    agent = ConsulAgent(directory / "consul", binary)
+    try:
         agent.start()
-        litefs = {
-            "LEADER_ELECTION": "consul",
-            "CONSUL": {"URL": agent.url, "KEY": "litefs"},
-            "LITEFS_YML": {"lease": {"reconnect-delay": "100ms", "consul": {"lock-delay": "1ms"}}},
-            "NODES": members,
-        }
-        yield [
-            stack.enter_context(SupervisedNode({**litefs, "NODE": name}, tmp_path / name, litefs_binary))
-            for name in members
-        ]
+        yield {"LEADER_ELECTION": "consul", "CONSUL": {"URL": agent.url, "KEY": "litefs"}}
+    finally:
+        agent.clean_up()
+
+
+def _entered(nodes: list[SupervisedNode]) -> Iterator[list[SupervisedNode]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(node) for node in nodes]

@@ -218,6 +218,20 @@ class SupervisedNode:
             command, env=self.environment, stdin=subprocess.DEVNULL, text=True, start_new_session=True, **options
         )
 
+    def run_command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """A manage.py command on this node; its errors are in stdout too."""
+        self.environment["LITEFS_TEST_LITEFS"] = self.litefs_json()
+        return subprocess.run(
+            [sys.executable, str(self.manage), *arguments],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
     @property
     def http_port(self) -> int:
         port: int = self.litefs["NODES"][self.litefs["NODE"]]["HTTP_PORT"]
@@ -250,10 +264,17 @@ class SupervisedNode:
 
 def static_nodes(count: int, directory: Path, binary: Path, **litefs: Any) -> list[SupervisedNode]:
     """Nodes of one cluster, none of them started; node1 is the primary."""
+    return _nodes(count, directory, binary, {**STATIC, **litefs})
+
+
+def elected_nodes(count: int, directory: Path, binary: Path, lease: Mapping[str, Any]) -> list[SupervisedNode]:
+    """Nodes of one cluster, none of them started; `lease` says how they elect their primary."""
+    return _nodes(count, directory, binary, lease)
+
+
+def _nodes(count: int, directory: Path, binary: Path, litefs: Mapping[str, Any]) -> list[SupervisedNode]:
     names = [f"node{number}" for number in range(1, count + 1)]
     members = {
         name: {"ADDRESS": "127.0.0.1", "HTTP_PORT": port} for name, port in zip(names, free_ports(count), strict=True)
     }
-    return [
-        SupervisedNode({**STATIC, **litefs, "NODES": members, "NODE": name}, directory / name, binary) for name in names
-    ]
+    return [SupervisedNode({**litefs, "NODES": members, "NODE": name}, directory / name, binary) for name in names]

@@ -1,0 +1,165 @@
+"""Planned changes of primary, and clean restarts, under load with a real Consul: nothing is lost, the pause is short."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from statistics import median
+
+import pytest
+from pytest_django import DjangoDbBlocker
+
+from litefs_django._litefs.errors import MountError
+from litefs_django._litefs.reading import read_settings
+from litefs_django.db.backends.litefs.base import DatabaseWrapper
+from tests.cluster.connections import create_tables, open_connection
+from tests.cluster.models import Author
+from tests.cluster.run.nodes import DATABASE, SupervisedNode
+from tests.cluster.run.writing import Writers
+
+pytestmark = pytest.mark.consul
+
+ROUNDS = 20
+WRITERS = 8
+# Of whom so many are idle inside a transaction for most of the time.
+IDLE = 2
+LONGEST_PAUSE = 0.3  # seconds, of 95 %
+
+
+def primary_of(nodes: Sequence[SupervisedNode]) -> SupervisedNode:
+    def found() -> list[SupervisedNode]:
+        return [node for node in nodes if is_primary(node)]
+
+    nodes[0].wait_for(lambda: len(found()) == 1, "there is one primary", timeout=60)
+    return found()[0]
+
+
+def is_primary(node: SupervisedNode) -> bool:
+    try:
+        return node.is_up() and node.detector.is_primary(DATABASE)
+    except MountError:
+        return False
+
+
+def follows(node: SupervisedNode, primary: SupervisedNode) -> bool:
+    return node.detector.primary_name() == primary.litefs["NODE"] and node.detector.lag() is not None
+
+
+def connection_to(node: SupervisedNode) -> DatabaseWrapper:
+    class Opened:
+        name = node.litefs["NODE"]
+        settings = read_settings(node.litefs, {"default": DATABASE})
+
+    return open_connection(Opened(), DATABASE)  # type: ignore[arg-type]
+
+
+def start(nodes: Sequence[SupervisedNode]) -> SupervisedNode:
+    """The primary of the cluster, in which the table is on all nodes."""
+    for node in nodes:
+        node.start_and_wait()
+    primary = primary_of(nodes)
+    with closing(connection_to(primary)) as connection:
+        create_tables(connection)
+    wait_equal(nodes)
+    return primary
+
+
+def wait_equal(nodes: Sequence[SupervisedNode]) -> None:
+    def positions() -> set[object]:
+        return {node.detector.position(DATABASE) for node in nodes}
+
+    nodes[0].wait_for(lambda: len(positions()) == 1 and None not in positions(), "the positions are equal", timeout=60)
+
+
+def promote(primary: SupervisedNode, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`manage.py litefs_promote` on that node."""
+    return primary.run_command("litefs_promote", *arguments)
+
+
+def check(nodes: Sequence[SupervisedNode], writers: Writers) -> None:
+    """Every acknowledged row is on every node, and none twice."""
+    wait_equal(nodes)
+    done = [write.name for write in writers.done()]
+    for node in nodes:
+        with closing(connection_to(node)) as connection:
+            there = list(Author.objects.using(connection.alias).values_list("name", flat=True))
+        assert not set(done) - set(there), f"acknowledged, and not on {node.litefs['NODE']}"
+        assert len(there) == len(set(there)), "written twice"
+
+
+def report(what: str, pauses: list[float], writers: Writers, capsys: pytest.CaptureFixture[str]) -> None:
+    pauses.sort()
+    p95 = pauses[len(pauses) * 95 // 100 - 1]
+    unknown = sum(write.outcome == "unknown" for write in writers.writes())
+    with capsys.disabled():
+        sys.stdout.write(
+            f"\n{what}: {len(pauses)} under {WRITERS} writers, {len(writers.done())} writes acknowledged, "
+            f"{unknown} of unknown outcome; longest time without one: p50 {median(pauses):.3f} s, p95 {p95:.3f} s, "
+            f"max {pauses[-1]:.3f} s\n"
+        )
+    assert p95 <= LONGEST_PAUSE
+
+
+@pytest.fixture(autouse=True)
+def unblocked(django_db_blocker: DjangoDbBlocker) -> object:
+    with django_db_blocker.unblock():
+        yield
+
+
+def test_planned_changes_under_load(
+    three_consul_nodes: list[SupervisedNode], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nodes = three_consul_nodes
+    primary = start(nodes)
+    pauses = []
+    with Writers(tmp_path / "writers", nodes, WRITERS, IDLE) as writers:
+        for _ in range(ROUNDS):
+            writers.wait_for_more(50)
+            target = next(node for node in nodes if node is not primary)
+            others = [node for node in nodes if node is not primary]
+            nodes[0].wait_for(lambda: all(follows(each, primary) for each in others), "all follow")  # noqa: B023
+            begin = time.monotonic()
+            result = promote(primary, target.litefs["NODE"])
+            assert result.returncode == 0, result.stdout + "\n".join(node.output() for node in nodes)
+            assert f"{target.litefs['NODE']} is the primary now." in result.stdout
+            end = time.monotonic()
+            primary = primary_of(nodes)
+            assert primary is target
+            writers.wait_for_more(20)
+            pauses.append(writers.longest_pause(begin, end))
+    check(nodes, writers)
+    for node in nodes:
+        assert not node.found("LiteFS has ended")
+        assert node.stop() == 0
+        assert len(node.found("LiteFS has ended: exit code 0")) == 1
+    report("planned changes", pauses, writers, capsys)
+
+
+def test_clean_restarts_of_the_primary_under_load(
+    three_consul_nodes: list[SupervisedNode], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nodes = three_consul_nodes
+    primary = start(nodes)
+    pauses = []
+    with Writers(tmp_path / "writers", nodes, WRITERS, IDLE) as writers:
+        for _ in range(ROUNDS):
+            writers.wait_for_more(50)
+            others = [node for node in nodes if node is not primary]
+            nodes[0].wait_for(lambda: all(follows(each, primary) for each in others), "all follow")  # noqa: B023
+            begin = time.monotonic()
+            assert primary.stop() == 0
+            assert time.monotonic() - begin < 8
+            assert len(primary.found("LiteFS has ended: exit code 0")) == 1, primary.output()
+            end = time.monotonic()
+            writers.wait_for_more(20)
+            pauses.append(writers.longest_pause(begin, end))
+            primary.start_and_wait()
+            primary = primary_of(nodes)
+    check(nodes, writers)
+    for node in nodes:
+        assert node.stop() == 0
+    report("clean restarts of the primary", pauses, writers, capsys)

@@ -1,0 +1,138 @@
+"""Processes that write to whichever node is the primary, as a site with several nodes does.
+
+`python -m tests.cluster.run.writing LOG PAUSE NODE ...`: each NODE is the LITEFS of one, as JSON.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from tests.cluster.run.nodes import DATABASE, ROOT, SupervisedNode
+from tests.machine import wait_until
+
+# Seconds that a transaction is idle between its write and its commit.
+IDLE = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """What became of one row, and when: `time.monotonic()` when it was known."""
+
+    outcome: str
+    name: str
+    at: float
+
+
+class Writers:
+    """As a context manager they end with it."""
+
+    def __init__(self, directory: Path, nodes: Sequence[SupervisedNode], count: int, idle: int = 0) -> None:
+        """`count` writers, of whom `idle` stay inside their transactions for a while."""
+        directory.mkdir()
+        self._logs = [directory / str(number) for number in range(count)]
+        self._nodes = nodes
+        self._idle = idle
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Writers:
+        for number, log in enumerate(self._logs):
+            log.touch()
+            pause = IDLE if number < self._idle else 0
+            arguments = [str(log), str(pause), *(node.litefs_json() for node in self._nodes)]
+            self._processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "tests.cluster.run.writing", *arguments],
+                    cwd=ROOT,
+                    env={**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings"},
+                    stdin=subprocess.DEVNULL,
+                )
+            )
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            process.wait()
+
+    def writes(self) -> list[Write]:
+        found = []
+        for log in self._logs:
+            for line in log.read_text().splitlines(keepends=True):
+                if line.endswith("\n"):
+                    outcome, name, at = line.split()
+                    found.append(Write(outcome, name, float(at)))
+        return sorted(found, key=lambda write: write.at)
+
+    def wait_for_more(self, count: int) -> None:
+        """Until so many more writes are acknowledged."""
+        before = len(self.done())
+        wait_until(lambda: len(self.done()) >= before + count, f"{count} more writes are acknowledged")
+
+    def done(self) -> list[Write]:
+        return [write for write in self.writes() if write.outcome == "done"]
+
+    def longest_pause(self, begin: float, end: float) -> float:
+        """The longest time without an acknowledged write, of those that touch this interval."""
+        times = [write.at for write in self.done()]
+        pauses = ((before, after) for before, after in itertools.pairwise(times) if after >= begin and before <= end)
+        return max(after - before for before, after in pauses)
+
+
+def _main(log: str, pause: float, nodes: list[dict[str, Any]]) -> None:
+    import django
+
+    django.setup()
+    from litefs_django._litefs.reading import read_settings
+    from tests.cluster.connections import open_connection
+
+    for node in nodes:
+        settings = read_settings(node, {"default": DATABASE})
+        fake: Any = SimpleNamespace(name=settings.cluster.node, settings=settings)
+        open_connection(fake, DATABASE)
+    aliases = itertools.cycle([node["NODE"] for node in nodes])
+    alias = next(aliases)
+    with open(log, "a", buffering=1) as file:
+        for number in itertools.count():
+            name = f"{os.getpid()}-{number}"
+            while (outcome := _write(alias, name, pause)) == "refused":
+                alias = next(aliases)
+            file.write(f"{outcome} {name} {time.monotonic()}\n")
+
+
+def _write(alias: str, name: str, pause: float) -> str:
+    """What became of it; "refused" when nothing was written."""
+    from django.db import OperationalError, connections, transaction
+
+    from litefs_django.exceptions import CommitOutcomeUnknown, NotPrimaryError
+    from tests.cluster.models import Author
+
+    connections[alias].close_if_unusable_or_obsolete()
+    try:
+        with transaction.atomic(using=alias):
+            Author.objects.using(alias).create(name=name)
+            time.sleep(pause)
+    except CommitOutcomeUnknown:
+        return "unknown"
+    except NotPrimaryError:
+        time.sleep(0.002)
+        return "refused"
+    except OperationalError:
+        # LiteFS is down there: nothing was written.
+        time.sleep(0.02)
+        return "refused"
+    return "done"
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1], float(sys.argv[2]), [json.loads(node) for node in sys.argv[3:]])
