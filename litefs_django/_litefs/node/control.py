@@ -91,11 +91,11 @@ class ControlServer:
 
 
 def _read_request(client: socket.socket) -> Mapping[str, Any]:
+    with client.makefile("rb") as lines:
+        line = lines.readline(_LONGEST)
     _, user, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     if user not in (0, os.geteuid()):
         raise SupervisorError(f"User {user} may not ask this litefs_run.")
-    with client.makefile("rb") as lines:
-        line = lines.readline(_LONGEST)
     try:
         request = json.loads(line)
     except ValueError:

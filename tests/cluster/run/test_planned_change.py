@@ -1,12 +1,12 @@
-"""Planned changes of primary, and clean restarts, under load with a real Consul: nothing is lost, the pause is short."""
+"""Planned changes of primary and clean restarts, under load with a real Consul: nothing is lost, the pause is short."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from statistics import median
 
@@ -15,6 +15,7 @@ from pytest_django import DjangoDbBlocker
 
 from litefs_django._litefs.errors import MountError
 from litefs_django._litefs.reading import read_settings
+from litefs_django._litefs.write_turn import FileLock, gate_path
 from litefs_django.db.backends.litefs.base import DatabaseWrapper
 from tests.cluster.connections import create_tables, open_connection
 from tests.cluster.models import Author
@@ -163,3 +164,105 @@ def test_clean_restarts_of_the_primary_under_load(
     for node in nodes:
         assert node.stop() == 0
     report("clean restarts of the primary", pauses, writers, capsys)
+
+
+@pytest.fixture
+def two(consul_nodes: list[SupervisedNode]) -> tuple[SupervisedNode, SupervisedNode]:
+    """A running cluster: its primary, and a replica that follows it."""
+    primary = start(consul_nodes)
+    replica = next(node for node in consul_nodes if node is not primary)
+    replica.wait_for(lambda: follows(replica, primary), "the replica follows")
+    return primary, replica
+
+
+@contextmanager
+def held_gate(node: SupervisedNode) -> Iterator[None]:
+    """A commit of another process is under way."""
+    with closing(FileLock(gate_path(node.run_path, DATABASE))) as gate:
+        assert gate.acquire(10)
+        yield
+
+
+def write(node: SupervisedNode, name: str) -> None:
+    with closing(connection_to(node)) as connection:
+        Author.objects.using(connection.alias).create(name=name)
+
+
+def name_of(node: SupervisedNode) -> str:
+    return str(node.litefs["NODE"])
+
+
+def test_a_commit_that_does_not_end_stops_the_change(two: tuple[SupervisedNode, SupervisedNode]) -> None:
+    primary, replica = two
+    with held_gate(primary):
+        result = promote(primary, name_of(replica))
+    assert result.returncode == 1
+    assert "A commit does not end (db.sqlite3). Nothing is changed" in result.stdout
+    assert is_primary(primary)
+    write(primary, "goes on")
+
+
+def test_a_target_that_cannot_take_over_stops_the_change(two: tuple[SupervisedNode, SupervisedNode]) -> None:
+    primary, replica = two
+    litefs = replica.litefs_process()
+    litefs.suspend()
+    try:
+        result = promote(primary, name_of(replica))
+        assert result.returncode == 1
+        assert "did not answer within" in result.stdout
+        write(primary, "goes on")
+    finally:
+        litefs.resume()
+    assert replica.stop() == 0
+    result = promote(primary, name_of(replica))
+    assert result.returncode == 1
+    assert "Nothing is changed" in result.stdout
+    write(primary, "still")
+
+
+def test_one_change_at_a_time(two: tuple[SupervisedNode, SupervisedNode]) -> None:
+    primary, replica = two
+    with held_gate(primary):
+        first = primary.popen([sys.executable, str(primary.manage), "litefs_promote", name_of(replica)])
+        primary.wait_for_line("catch up")
+        second = promote(primary, name_of(replica))
+        assert first.wait(30) == 1
+    assert "Another change of primary is under way" in second.stdout or "A commit does not end" in second.stdout
+
+
+def test_a_killed_command_leaves_a_whole_change(two: tuple[SupervisedNode, SupervisedNode]) -> None:
+    primary, replica = two
+    with held_gate(primary):
+        command = primary.popen([sys.executable, str(primary.manage), "litefs_promote", name_of(replica)])
+        primary.wait_for_line("catch up")
+        command.kill()
+        command.wait()
+    # The supervisor has gone on, or had given up on the gate before.
+    primary.wait_for(
+        lambda: primary.found("is the primary now.") or is_primary(primary), "the change is decided", timeout=60
+    )
+    write(primary_of(two), "goes on")
+    wait_equal(two)
+    for node in two:
+        assert node.stop() == 0
+
+
+def test_a_killed_supervisor_leaves_a_cluster_that_elects(two: tuple[SupervisedNode, SupervisedNode]) -> None:
+    primary, replica = two
+    with held_gate(primary):
+        command = primary.popen(
+            [sys.executable, str(primary.manage), "litefs_promote", name_of(replica)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        primary.wait_for_line("catch up")
+        primary.kill()
+        output, _ = command.communicate(timeout=30)
+    assert command.returncode == 1, output
+    # Consul lets the dead one's lease go after its TTL, or twice that.
+    replica.wait_for(lambda: is_primary(replica), "the replica becomes the primary", timeout=60)
+    write(replica, "goes on")
+    primary.start_and_wait()
+    wait_equal(two)
+    for node in two:
+        assert node.stop() == 0
