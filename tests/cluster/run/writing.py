@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -62,8 +63,8 @@ class Writers:
     def __exit__(self, *error: object) -> None:
         for process in self._processes:
             process.terminate()
-        for process in self._processes:
-            process.wait()
+        codes = [process.wait() for process in self._processes]
+        assert codes == [-signal.SIGTERM] * len(codes), "a writer has ended by itself"
 
     def writes(self) -> list[Write]:
         found = []
