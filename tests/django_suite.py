@@ -1,12 +1,14 @@
-"""Django's own test suite with its databases on a real LiteFS primary: `python tests/django_suite.py [LABEL ...]`.
+"""Django's own test suite on a real LiteFS primary: `python tests/django_suite.py [--stock] [LABEL ...]`.
 
-The packages in which something fails are run again with Django's sqlite3 ENGINE on the same mount: whole
-ones, since some tests fail only after others. Ends with status 1 if anything fails through this ENGINE
-alone. The tests come from the sdist of the Django that is installed.
+Runs it through this ENGINE, then what failed through Django's sqlite3 ENGINE on the same mount: whole
+packages, since some tests fail only after others; with `--stock` everything that was run before. Ends
+with status 1 if anything fails through this ENGINE alone. The tests come from the sdist of the Django
+that is installed.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -35,37 +37,47 @@ STOCK = "django.db.backends.sqlite3"
 _FAILED = re.compile(r"^(?:FAIL|ERROR|UNEXPECTED SUCCESS): \w+ \(([\w.]+)\)")
 _RAN = re.compile(r"^Ran (\d+) tests? in ")
 _OUTCOME = re.compile(r"^(?:OK|FAILED)(?: \((.*)\))?$")
+_SKIPPED = re.compile(r"\bskipped=(\d+)")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one run of the suite gave. `details` is unittest's own summary."""
+    """What one run of the suite gave."""
 
     ran: int
-    details: str
+    skipped: int
     failed: frozenset[str]
 
     def __str__(self) -> str:
-        return f"{self.ran} tests run, {len(self.failed)} failed ({self.details or 'no details'})"
+        return f"{self.ran} run, {len(self.failed)} failed, {self.skipped} skipped"
 
 
-def main(labels: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     """The exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, usage="%(prog)s [--stock] [LABEL ...]")
+    parser.add_argument("--stock", action="store_true", help="run all of it through Django's sqlite3 ENGINE, too")
+    parser.add_argument("labels", nargs="*", metavar="LABEL", help="as for Django's runtests.py")
+    options = parser.parse_args(arguments)
     if problem := fuse_problem():
         print(problem)
         return 1
     with tempfile.TemporaryDirectory(prefix="litefs-django-suite-") as directory:
         suite = _unpacked_suite(Path(directory))
         with StaticCluster(1, Path(directory), litefs()) as cluster:
-            ours = _run(suite, cluster.primary, OURS, labels)
+            ours = _run(suite, cluster.primary, OURS, options.labels)
             packages = sorted({name.partition(".")[0] for name in ours.failed})
-            stock = _run(suite, cluster.primary, STOCK, packages) if packages else None
+            stock = None
+            if options.stock or packages:
+                stock = _run(suite, cluster.primary, STOCK, options.labels if options.stock else packages)
     print(f"\nDjango {django.get_version()} with {OURS}: {ours}")
     if stock is None:
         return 0
-    print(f"{', '.join(packages)} with {STOCK} on the same mount: {stock}")
+    print(f"{'The same' if options.stock else ', '.join(packages)} with {STOCK} on the same mount: {stock}")
+    for name in sorted(ours.failed & stock.failed):
+        print(f"  fails with both: {name}")
     only_ours = sorted(ours.failed - stock.failed)
-    print(f"{len(only_ours)} fail with {OURS} alone" + "".join(f"\n  {name}" for name in only_ours))
+    for name in only_ours:
+        print(f"  fails with {OURS} alone: {name}")
     return 1 if only_ours else 0
 
 
@@ -79,7 +91,7 @@ def _unpacked_suite(directory: Path) -> Path:
 
 def _download(version: str, target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as directory:
-        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "--dest", directory]
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", "django", "--dest", directory]
         subprocess.run([*pip, f"django=={version}"], check=True)
         (sdist,) = Path(directory).iterdir()
         shutil.move(sdist, target)
@@ -100,22 +112,26 @@ def _run(suite: Path, node: LiteFSNode, engine: str, labels: Iterable[str]) -> O
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
+        # What is read is passed on at once: half an hour of dots is one line.
+        bufsize=0,
     ) as process:
         assert process.stdout is not None
-        ran, details, failed = -1, "", set()
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            if match := _FAILED.match(line):
-                failed.add(match[1])
-            elif match := _RAN.match(line):
-                ran = int(match[1])
-            elif ran >= 0 and (match := _OUTCOME.match(line)):
-                details = match[1] or ""
+        output = bytearray()
+        while chunk := process.stdout.read(1 << 16):
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
+            output += chunk
+    ran, skipped, failed = -1, 0, set()
+    for line in output.decode(errors="replace").splitlines():
+        if match := _FAILED.match(line):
+            failed.add(match[1])
+        elif match := _RAN.match(line):
+            ran = int(match[1])
+        elif ran >= 0 and (match := _OUTCOME.match(line)):
+            skipped = int(found[1]) if (found := _SKIPPED.search(match[1] or "")) else 0
     if ran < 0 or bool(failed) != bool(process.returncode):
         raise SystemExit(f"Django's runtests.py with {engine} broke off with status {process.returncode}.")
-    return Outcome(ran, details, frozenset(failed))
+    return Outcome(ran, skipped, frozenset(failed))
 
 
 if __name__ == "__main__":

@@ -127,6 +127,8 @@ from django.conf import settings
 warnings.simplefilter("ignore", DeprecationWarning)
 sys.path.insert(0, {directory!r})
 settings.DATABASES["default"].setdefault("TEST", {{}})["NAME"] = {name!r}
+from django.db import connection
+assert connection.creation.test_db_signature() == ("project.sqlite3", {name!r})
 from django.test.runner import DiscoverRunner
 runner = DiscoverRunner(parallel={parallel}, verbosity=2, interactive=False, keepdb={keepdb})
 sys.exit(runner.run_tests(["on_the_mount"]))

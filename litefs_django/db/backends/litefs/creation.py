@@ -24,6 +24,11 @@ class DatabaseCreation(creation.DatabaseCreation):
             return str(conf.file_beside_project(name))
         return str(self.connection.get_litefs_settings().mount_path / name)
 
+    def test_db_signature(self) -> tuple[Any, ...]:
+        """As sqlite3's: with the TEST NAME as it is set, not as the file that it is on the mount."""
+        name: str = super()._get_test_db_name()  # type: ignore[misc]
+        return self.connection.settings_dict["NAME"], self.connection.alias if self.is_in_memory_db(name) else name
+
     def _clone_test_db(self, suffix: str, verbosity: int, keepdb: bool = False) -> None:
         if not self.connection.is_guarded:
             super()._clone_test_db(suffix, verbosity, keepdb)  # type: ignore[misc]

@@ -33,16 +33,9 @@ class DatabaseFeatures(features.DatabaseFeatures):
         return skips | {
             "On LiteFS's primary transactions begin IMMEDIATE, and this test asserts a bare BEGIN.": {
                 "backends.base.test_base.DatabaseWrapperLoggingTests.test_commit_debug_log",
-                "backends.base.test_base.DatabaseWrapperLoggingTests.test_rollback_debug_log",
                 "backends.sqlite.tests.TestTransactionMode.test_default_transaction_mode",
-            },
-            "A TEST NAME is a file on the mount, and this test asserts the bare name.": {
-                "backends.sqlite.test_creation.TestDbSignatureTests.test_custom_test_name",
             },
             "supports_json_field asks SQLite without a connection, and this test asserts the connection's error.": {
                 "backends.sqlite.test_features.FeaturesTests.test_supports_json_field_operational_error",
-            },
-            "Where the database is a file it closes the test runner's own connection, and the tests after it fail.": {
-                "backends.sqlite.tests.ThreadSharing.test_database_sharing_in_threads",
             },
         }
