@@ -12,7 +12,9 @@ class LiteFSConfig(AppConfig):
     def ready(self) -> None:
         # Imported late: checks.py reads django.conf.settings through conf.py.
         from litefs_django import checks as ours
+        from litefs_django import conf
 
+        conf.remember_names()
         for check in ours.CHECKS:
             checks.register(check, ours.TAG)
         for check in ours.DEPLOY_CHECKS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -13,9 +14,11 @@ from django.core.signals import setting_changed
 
 from litefs_django._litefs.errors import SettingsError
 from litefs_django._litefs.reading import read_settings
-from litefs_django._litefs.settings import LiteFSSettings
+from litefs_django._litefs.settings import LiteFSSettings, is_in_memory_name
 
 ENGINE = "litefs_django.db.backends.litefs"
+
+_names_at_setup: dict[str, object] = {}
 
 
 @lru_cache(maxsize=1)
@@ -24,7 +27,7 @@ def read() -> LiteFSSettings:
     names = {
         alias: database.get("NAME")
         for alias, database in settings.DATABASES.items()
-        if database.get("ENGINE") == ENGINE and not is_in_memory(database)
+        if database.get("ENGINE") == ENGINE and not _is_in_memory_for_tests(alias, database)
     }
     return read_settings(getattr(settings, "LITEFS", {}), names)
 
@@ -45,8 +48,26 @@ def is_enabled() -> bool:
 
 def is_in_memory(database: Mapping[str, Any]) -> bool:
     """Whether this is one of SQLite's in-memory databases, as Django's test runner makes them."""
-    name = str(database.get("NAME") or "")
-    return name == ":memory:" or "mode=memory" in name
+    return is_in_memory_name(str(database.get("NAME") or ""))
+
+
+def remember_names() -> None:
+    """Notes each NAME as the settings have it. To be called when Django is set up: test databases come later."""
+    _names_at_setup.update((alias, database.get("NAME")) for alias, database in settings.DATABASES.items())
+
+
+def _is_in_memory_for_tests(alias: str, database: Mapping[str, object]) -> bool:
+    """Whether an in-memory database is a test's. Elsewhere each process would have one of its own.
+
+    The test runner and `testserver` put their NAME in the place of the settings'; the latter makes no test
+    environment, and in one settings may be written for tests.
+    """
+    if not is_in_memory(database):
+        return False
+    # Not imported for this: it takes long, and whoever has set one up has imported it.
+    test_utils = sys.modules.get("django.test.utils")
+    in_test_environment = hasattr(getattr(test_utils, "_TestState", None), "saved_data")
+    return in_test_environment or database.get("NAME") != _names_at_setup.get(alias, database.get("NAME"))
 
 
 def file_beside_project(name: str | Path) -> Path:

@@ -18,6 +18,7 @@ from django.test import override_settings
 from litefs_django import checks, conf
 from litefs_django._litefs import binary
 from litefs_django._litefs.binary import Requirement
+from tests.machine import free_ports
 
 ROOT = Path(__file__).parent.parent
 OURS = {"ENGINE": conf.ENGINE, "NAME": "db.sqlite3"}
@@ -178,7 +179,8 @@ class TestDeployment:
 
     def test_only_on_request(self, configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(binary, "missing_requirements", lambda *args: [Requirement("fusermount3", "apt-get")])
-        configure({**ONE_NODE, "BINARY": "/nonexistent"}, default={**OURS, "CONN_MAX_AGE": None})
+        node = {"ADDRESS": "127.0.0.1", "HTTP_PORT": free_ports(1)[0]}
+        configure({"NODE": "a", "NODES": {"a": node}, "BINARY": "/nonexistent"}, default={**OURS, "CONN_MAX_AGE": None})
         assert run() == []
         assert sorted(ids(run(deploy=True))) == ["E012", "E014"]
 
@@ -244,7 +246,7 @@ def test_every_id_is_documented_once() -> None:
     documented = re.findall(
         r"^``litefs_django\.([EW]\d{3})``", (ROOT / "docs" / "checks.rst").read_text(), re.MULTILINE
     )
-    sources = [ROOT / "litefs_django" / "checks.py", *(ROOT / "litefs_django" / "_litefs").glob("*.py")]
+    sources = [*(ROOT / "litefs_django" / "checks").glob("*.py"), *(ROOT / "litefs_django" / "_litefs").glob("*.py")]
     used = {code for source in sources for code in re.findall(r'"(?:litefs_django\.)?([EW]0\d\d)"', source.read_text())}
     assert documented == sorted(used)
 

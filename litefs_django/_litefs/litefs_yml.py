@@ -46,7 +46,7 @@ def parse_duration(text: str) -> Decimal:
 
 def _text(value: Any) -> Complaint | None:
     if not isinstance(value, str):
-        return f"{value!r} is not a str.", f"Its type is {type(value).__name__}."
+        return f"{value!r} is not a str.", "Write text in quotes."
     if UNPRINTABLE.search(value):
         return f"{value!r} holds a control character or half of a surrogate pair.", "Write printable text."
     return None
@@ -58,12 +58,16 @@ def _filled(value: Any) -> Complaint | None:
 
 def _texts(value: Any) -> Complaint | None:
     if not isinstance(value, (list, tuple)):
-        return f"{value!r} is not a list.", "Write a list of str."
+        return f"{value!r} is not a list.", "Write a list of texts, like ['/static/*']."
     return next((complaint for item in value if (complaint := _filled(item))), None)
 
 
 def _flag(value: Any) -> Complaint | None:
-    return None if isinstance(value, bool) else (f"{value!r} is not True or False.", "Write a bool.")
+    return (
+        None
+        if isinstance(value, bool)
+        else (f"{value!r} is not True or False.", "Write True or False, without quotes.")
+    )
 
 
 def _count(value: Any) -> Complaint | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import socket
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -12,15 +13,40 @@ from typing import Any, TypeVar, cast
 from litefs_django._litefs import litefs_yml
 from litefs_django._litefs.errors import SettingProblem, SettingsError
 from litefs_django._litefs.settings import (
+    LEASE_TYPES,
     ClusterConfig,
     ConsulConfig,
     DatabaseConfig,
     LeaseType,
     LiteFSSettings,
     Node,
+    is_in_memory_name,
 )
 
 T = TypeVar("T")
+
+# What each key could be, for who has to be told what to write.
+EXAMPLES = {
+    "NODE": "'web1'",
+    "NODES": '{"web1": {"ADDRESS": "10.0.0.1"}}',
+    "ADDRESS": "a host name or IP address, like '10.0.0.1'",
+    "URL": "a base URL, like 'http://10.0.0.1:8000'",
+    "HTTP_PORT": "a port, like 20202",
+    "PRIMARY": "the name of a node, like 'web1'",
+    "LEADER_ELECTION": " or ".join(map(repr, LEASE_TYPES)),
+    "CONSUL": '{"URL": "http://10.0.0.9:8500", "KEY": "litefs/mysite"}',
+    "KEY": "a name for this cluster's lease, like 'litefs/mysite'",
+    "TTL": "seconds, like 10, or timedelta(seconds=10)",
+    "ENABLED": "True or False",
+    "MOUNT_PATH": "a path, like '/litefs'",
+    "DATA_PATH": "a path, like '/var/lib/litefs'",
+    "RUN_PATH": "a path, like '/run/litefs_django/mysite'",
+    "RETENTION": "seconds, like 600, or timedelta(minutes=10)",
+    "MAX_LAG": "seconds, like 10, or timedelta(seconds=10)",
+    "ALLOW_OTHER": "True or False",
+    "LITEFS_YML": 'a dict of LiteFS\'s own keys, like {"log": {"format": "json"}}',
+    "BINARY": "the path of a program as a str, like '/usr/local/bin/litefs'",
+}
 
 
 def read_settings(raw: object, databases: Mapping[str, object]) -> LiteFSSettings:
@@ -112,7 +138,8 @@ def _read_databases(
     found: list[DatabaseConfig] = []
     for alias, raw in databases.items():
         path = Path(str(raw)) if isinstance(raw, (str, Path)) and str(raw) else None
-        if path is None or (path.is_absolute() and path.parent != mount_path):
+        is_elsewhere = path is not None and path.is_absolute() and path.parent != mount_path
+        if path is None or (is_elsewhere and not is_in_memory_name(str(raw))):
             problems.append(
                 SettingProblem(
                     "E007",
@@ -122,7 +149,7 @@ def _read_databases(
                 )
             )
             continue
-        name = path.name if path.is_absolute() else str(raw)
+        name = path.name if path.is_absolute() and not is_in_memory_name(str(raw)) else str(raw)
         database = _build(problems, lambda: DatabaseConfig(alias=alias, name=name))  # noqa: B023
         if database is not None:
             found.append(database)
@@ -140,7 +167,7 @@ class _Section:
         if isinstance(raw, Mapping):
             self.raw = raw
         else:
-            self.note("E003", "", f"{raw!r} is not a dictionary.", "Write a dict.")
+            self.note("E003", "", f"{raw!r} is not a dictionary.", "Write a dict, {...}.")
 
     def note(self, code: str, key: str, message: str, hint: str) -> None:
         path = f'{self.path}["{key}"]' if key else self.path
@@ -155,9 +182,9 @@ class _Section:
         except TypeError as error:
             # What should have been a dictionary may hold a secret.
             shown = "The value" if convert is _mapping else repr(self.raw[key])
-            self.note("E003", key, f"{shown} is not {error}.", f"Its type is {_type(self.raw[key])}.")
+            self.note("E003", key, f"{shown} is not {error}.", _what_to_write(self.raw[key], convert, key))
         except ValueError as error:
-            self.note("E004", key, f"{self.raw[key]!r} is not {error}.", "")
+            self.note("E004", key, f"{self.raw[key]!r} is not {error}.", f"Write {EXAMPLES[key]}.")
         return default
 
     def require(self, key: str, hint: str) -> None:
@@ -181,8 +208,29 @@ def _build(problems: list[SettingProblem], make: Callable[[], T]) -> T | None:
         return None
 
 
-def _type(value: object) -> str:
-    return type(value).__name__
+def _what_to_write(value: object, convert: Callable[[Any], object], key: str) -> str:
+    """The hint for a value of the wrong type: what was meant, where that can be told, else an example."""
+    if value is None:
+        return f"An environment variable that is not set gives None. Write {EXAMPLES[key]}, or leave the key out."
+    text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    if convert is _flag and text.lower() in ("true", "false", "1", "0", "on", "off", "yes", "no"):
+        return f"Write {text.lower() in ('true', '1', 'on', 'yes')}."
+    if convert is _seconds and (seconds := _meant_seconds(text)) is not None:
+        return f"Write {seconds} (seconds) or timedelta(seconds={seconds})."
+    if convert is _whole and re.fullmatch(r"[0-9]{1,5}(\.0)?", text):
+        return f"Write {text.removesuffix('.0')}."
+    if convert in (_text, _path) and text and isinstance(value, (bytes, Path, int)) and not isinstance(value, bool):
+        return f"Write {text!r}."
+    return f"Write {EXAMPLES[key]}."
+
+
+def _meant_seconds(text: str) -> str | None:
+    """The number in "10", "10s" or "1m30s"; None in anything else."""
+    try:
+        seconds = litefs_yml.parse_duration(text if text[-1:].isalpha() else f"{text}s")
+    except ValueError:
+        return None
+    return f"{seconds.normalize():f}"
 
 
 def _text(value: object) -> str:

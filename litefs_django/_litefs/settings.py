@@ -154,16 +154,11 @@ class DatabaseConfig:
 
     def __post_init__(self) -> None:
         if reason := database_name_problem(self.name):
-            raise SettingsError(
-                [
-                    SettingProblem(
-                        "E007",
-                        f'DATABASES["{self.alias}"]["NAME"]',
-                        f"{self.name!r} {reason}.",
-                        "Give a plain file name like 'db.sqlite3'; it lies directly on LITEFS[\"MOUNT_PATH\"].",
-                    )
-                ]
-            )
+            setting = f'DATABASES["{self.alias}"]["NAME"]'
+            hint = "Give a plain file name like 'db.sqlite3'; it lies directly on LITEFS[\"MOUNT_PATH\"]."
+            if is_in_memory_name(self.name):
+                hint += " Django's test runner makes its databases in memory by itself, whatever NAME is."
+            raise SettingsError([SettingProblem("E007", setting, f"{self.name!r} {reason}.", hint)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,8 +313,15 @@ class LiteFSSettings:
                 )
 
 
+def is_in_memory_name(name: str) -> bool:
+    """Whether Django's sqlite3 backend takes this NAME for a database in memory."""
+    return name == ":memory:" or "mode=memory" in name
+
+
 def database_name_problem(name: str) -> str:
     """Why LiteFS cannot hold a database of this file name; "" when it can."""
+    if is_in_memory_name(name):
+        return "is a database in memory: each process has its own, and it ends with the process"
     if not name or "/" in name or UNPRINTABLE.search(name):
         return "is not a plain file name, and LiteFS has no subdirectories"
     if name.startswith("."):

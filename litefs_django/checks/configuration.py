@@ -1,14 +1,10 @@
-"""System checks; docs/checks.rst has an entry for each id. An id is never used again.
-
-Settings are checked by every command. What only a machine that is to run LiteFS needs is checked with `check --deploy`
-alone: tests, and commands on a machine without LiteFS, are not stopped for want of it.
-"""
+"""LITEFS and DATABASES: what every command checks, without a look at more of the machine than a few paths."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +13,9 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning
 
 from litefs_django import conf
-from litefs_django._litefs.errors import BinaryError, SettingsError
-from litefs_django._litefs.mount import PrimaryDetector
-from litefs_django._litefs.settings import LiteFSSettings
-
-TAG = "litefs"
-
-Check = Callable[..., list[CheckMessage]]
+from litefs_django._litefs.directories import overlap
+from litefs_django._litefs.errors import SettingsError
+from litefs_django.checks.context import is_litefs_mounted, node_count, valid_settings
 
 
 def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
@@ -42,15 +34,14 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
 
 def check_mount_path(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """E009: files where LiteFS is to be mounted. They are no part of the cluster, and the mount would hide them."""
-    configured = _settings()
-    if configured is None or sys.platform != "linux":
-        return []
-    if PrimaryDetector(configured.mount_path).device() is not None:
+    configured = valid_settings()
+    # By the kernel's list of mounts: a LiteFS that hangs is not asked.
+    if configured is None or sys.platform != "linux" or is_litefs_mounted(configured):
         return []
     try:
         names = sorted(os.listdir(configured.mount_path))
     except OSError:
-        # Not there yet; or the dead mount of a LiteFS that was killed, which litefs_run takes away.
+        # Not there yet.
         return []
     if not names:
         return []
@@ -64,15 +55,33 @@ def check_mount_path(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> 
     ]
 
 
+def check_overlaps(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """E020: RUN_PATH or DATA_PATH on the mount by a symbolic link. Without one it is E006."""
+    configured = valid_settings()
+    if configured is None or sys.platform != "linux":
+        return []
+    found: list[CheckMessage] = []
+    for key, path in (("DATA_PATH", configured.data_path), ("RUN_PATH", configured.run)):
+        if real := overlap(path, configured.mount_path):
+            message = f'LITEFS["{key}"]: {str(path)!r} is really {str(real)!r}, which overlaps LITEFS["MOUNT_PATH"] '
+            found.append(
+                Error(
+                    f"{message}{str(configured.mount_path)!r}.",
+                    hint="Give a directory elsewhere: the mount holds databases and nothing else.",
+                    id="litefs_django.E020",
+                )
+            )
+    return found
+
+
 def check_engines(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """W001: an SQLite database that stays on the node that writes it."""
-    configured = _settings()
-    if configured is None or len(configured.cluster.nodes) < 2:
+    if not (count := node_count()):
         return []
     return [
         Warning(
             f'DATABASES["{alias}"]["ENGINE"]: {database["ENGINE"]!r} keeps its data on one node, and '
-            f'LITEFS["NODES"] has {len(configured.cluster.nodes)}: each sees its own.',
+            f'LITEFS["NODES"] has {count}: each sees its own.',
             hint=f"Use {conf.ENGINE!r}.",
             id="litefs_django.W001",
         )
@@ -83,7 +92,7 @@ def check_engines(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> lis
 
 def check_unguarded(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """E017: another SQLite ENGINE on LiteFS's mount, which nothing guards."""
-    configured = _settings()
+    configured = valid_settings()
     if configured is None:
         return []
     return [
@@ -100,7 +109,7 @@ def check_unguarded(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> l
 
 def check_connection_age(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """W002: a new connection for each request. Under ASGI it cannot be otherwise."""
-    if _settings() is None or getattr(settings, "ASGI_APPLICATION", None):
+    if valid_settings() is None or getattr(settings, "ASGI_APPLICATION", None):
         return []
     return [
         Warning(
@@ -114,71 +123,6 @@ def check_connection_age(app_configs: Sequence[AppConfig] | None, **kwargs: Any)
         and not conf.is_in_memory(database)
         and database.get("CONN_MAX_AGE", 0) == 0
     ]
-
-
-def check_machine(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    """E010 to E013 and E016: what LiteFS needs of this machine, for the user who runs the check."""
-    configured = _settings()
-    if configured is None:
-        return []
-    if sys.platform != "linux":
-        return [
-            Error(
-                f"LiteFS runs on Linux only, and this is {sys.platform}.",
-                hint='To develop without it set LITEFS["ENABLED"] to False.',
-                id="litefs_django.E016",
-            )
-        ]
-    from litefs_django._litefs.binary import missing_requirements
-    from litefs_django._litefs.config import ConfigGenerator
-
-    allow_other = ConfigGenerator(configured).is_open_to_others
-    return [
-        Error(
-            f"This machine lacks {requirement.missing}; LiteFS cannot be mounted.",
-            hint=requirement.command,
-            id="litefs_django." + next(code for what, code in REQUIRED if requirement.missing.startswith(what)),
-        )
-        for requirement in missing_requirements(os.geteuid() == 0, allow_other)
-    ]
-
-
-def check_binary(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    """E014 and E015: no litefs binary, or one that does not run here or is of another version."""
-    configured = _settings()
-    if configured is None:
-        return []
-    from litefs_django._litefs import binary
-
-    try:
-        path = binary.find(configured.binary)
-    except BinaryError as error:
-        return [Error(str(error), id="litefs_django.E014")]
-    try:
-        binary.verify(path)
-    except BinaryError as error:
-        return [Error(str(error), id="litefs_django.E015")]
-    return []
-
-
-REQUIRED = (
-    ("/dev/fuse", "E010"),
-    ("the right to mount", "E011"),
-    ("fusermount3", "E012"),
-    ("user_allow_other", "E013"),
-)
-CHECKS: tuple[Check, ...] = (check_settings, check_mount_path, check_engines, check_unguarded, check_connection_age)
-DEPLOY_CHECKS: tuple[Check, ...] = (check_machine, check_binary)
-
-
-def _settings() -> LiteFSSettings | None:
-    """What LITEFS says; None when LiteFS is not in use, and when it is wrong, which check_settings reports."""
-    if not conf.is_enabled():
-        return None
-    try:
-        return conf.read()
-    except SettingsError:
-        return None
 
 
 def _is_other_sqlite(database: dict[str, Any]) -> bool:

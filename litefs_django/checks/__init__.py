@@ -1,0 +1,47 @@
+"""System checks; docs/checks.rst has an entry for each id. An id is never used again.
+
+Settings are checked by every command. What only a machine that is to run LiteFS needs is checked with `check --deploy`
+alone: tests, and commands on a machine without LiteFS, are not stopped for want of it.
+"""
+
+from __future__ import annotations
+
+from litefs_django.checks.configuration import (
+    check_connection_age,
+    check_engines,
+    check_mount_path,
+    check_overlaps,
+    check_settings,
+    check_unguarded,
+)
+from litefs_django.checks.context import Check
+from litefs_django.checks.machine import check_binary, check_directories, check_exposure, check_machine, check_port
+from litefs_django.checks.project import (
+    check_caches,
+    check_default_caches,
+    check_default_uploads,
+    check_sessions,
+    check_uploads,
+)
+
+TAG = "litefs"
+CHECKS: tuple[Check, ...] = (
+    check_settings,
+    check_mount_path,
+    check_overlaps,
+    check_engines,
+    check_unguarded,
+    check_connection_age,
+    check_caches,
+    check_sessions,
+    check_uploads,
+)
+DEPLOY_CHECKS: tuple[Check, ...] = (
+    check_machine,
+    check_binary,
+    check_directories,
+    check_port,
+    check_exposure,
+    check_default_caches,
+    check_default_uploads,
+)
