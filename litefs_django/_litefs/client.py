@@ -6,7 +6,8 @@ import json
 import re
 import time
 from dataclasses import dataclass
-from http.client import HTTPConnection, HTTPException, HTTPResponse
+from email.utils import parsedate_to_datetime
+from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPResponse
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -49,7 +50,7 @@ class LiteFSClient:
         self.timeout = timeout
 
     def info(self) -> Info:
-        response, body = self._request("GET", "/info")
+        headers, body = self._request("GET", "/info")
         try:
             answer = json.loads(body)
             return Info(
@@ -58,7 +59,7 @@ class LiteFSClient:
                 primary=_typed(answer["primary"]["hostname"], str) or None,
                 cluster_id=_typed(answer.get("clusterID", ""), str) or None,
                 path=_typed(answer["path"], str),
-                node_id=response.headers.get("Litefs-Id", ""),
+                node_id=headers.get("Litefs-Id", ""),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise self._foreign("/info") from error
@@ -100,13 +101,27 @@ class LiteFSClient:
                 return 0.0 if is_primary else lag
         return None
 
+    def clock_offset(self) -> tuple[float, float]:
+        """The least and the most that the node's clock is ahead of this machine's, in seconds.
+
+        LiteFS tells whole seconds (the header Date of RFC 9110), so they are a second and the request's time apart.
+        """
+        before = time.time()
+        headers, _ = self._request("GET", "/info")
+        after = time.time()
+        try:
+            said = parsedate_to_datetime(headers["Date"]).timestamp()
+        except (TypeError, ValueError) as error:
+            raise self._foreign("/info") from error
+        return said - after, said + 1 - before
+
     def _json(self, path: str) -> Any:
         try:
             return json.loads(self._request("GET", path)[1])
         except ValueError as error:
             raise self._foreign(path) from error
 
-    def _request(self, method: str, path: str) -> tuple[HTTPResponse, bytes]:
+    def _request(self, method: str, path: str) -> tuple[HTTPMessage, bytes]:
         url = self.base_url + path
         deadline = time.monotonic() + self.timeout
         parts = urlsplit(self.base_url)
@@ -125,7 +140,7 @@ class LiteFSClient:
         if response.status != 200:
             said = body[:200].decode(errors="replace").strip()
             raise ClientError(f"{url} answered {response.status} {response.reason}. {said}".rstrip())
-        return response, body
+        return response.headers, body
 
     def _body(self, response: HTTPResponse, url: str, deadline: float) -> bytes:
         body = bytearray()

@@ -7,16 +7,33 @@ from dataclasses import dataclass
 
 from litefs_django._litefs.survey import NodeReport
 
+OTHER_CLUSTER = (
+    "A node replicates only within its cluster. Stop the one that does not belong, move its DATA_PATH away (what only "
+    "it holds is in there) and start it again."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a cluster is not healthy, as a sentence, and what to do about it."""
+
+    reason: str
+    hint: str = ""
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A cluster is healthy when there is no reason why it is not. Each reason is a sentence."""
+    """A cluster is healthy when there is no problem with it."""
 
-    reasons: tuple[str, ...]
+    problems: tuple[Problem, ...]
 
     @property
     def is_healthy(self) -> bool:
-        return not self.reasons
+        return not self.problems
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        return tuple(problem.reason for problem in self.problems)
 
 
 class HealthChecker:
@@ -30,49 +47,65 @@ class HealthChecker:
         self.databases = tuple(databases)
 
     def check(self, reports: Sequence[NodeReport]) -> Verdict:
-        return Verdict(tuple(self._reasons(reports)))
+        return Verdict(tuple(self._problems(reports)))
 
-    def _reasons(self, reports: Sequence[NodeReport]) -> Iterator[str]:
+    def _problems(self, reports: Sequence[NodeReport]) -> Iterator[Problem]:
         for report in reports:
             if report.info is None:
-                yield f"{report.name}: {report.error}"
+                yield Problem(f"{report.name}: {report.error}", "Is litefs_run running there, and its port reachable?")
         cluster_ids = sorted({report.info.cluster_id for report in reports if report.info and report.info.cluster_id})
         if len(cluster_ids) > 1:
-            yield f"The nodes belong to different clusters: {', '.join(cluster_ids)}."
+            yield Problem(f"The nodes belong to different clusters: {', '.join(cluster_ids)}.", OTHER_CLUSTER)
 
         primaries = [report for report in reports if report.is_primary]
         if not primaries:
-            yield "No node is primary."
+            yield Problem(
+                "No node is primary.",
+                'Start the node that LITEFS["PRIMARY"] names; with Consul, look whether the nodes reach it.',
+            )
         elif len(primaries) > 1:
-            yield f"More than one node is primary: {', '.join(report.name for report in primaries)}."
+            yield Problem(
+                f"More than one node is primary: {', '.join(report.name for report in primaries)}.",
+                'Stop all but the one whose data counts, and give each node the same LITEFS["PRIMARY"].',
+            )
         else:
             (primary,) = primaries
             yield from (
-                f"{name} does not exist yet: run `manage.py migrate` on {primary.name}."
+                Problem(f"{name} does not exist yet: run `manage.py migrate` on {primary.name}.")
                 for name in self.databases
                 if name not in primary.positions
             )
             for report in reports:
                 if report.info is not None and report is not primary:
-                    yield from self._replica_reasons(report, report.info.primary, primary)
+                    yield from self._replica_problems(report, report.info.primary, primary)
 
-    def _replica_reasons(self, replica: NodeReport, follows: str | None, primary: NodeReport) -> Iterator[str]:
+    def _replica_problems(self, replica: NodeReport, follows: str | None, primary: NodeReport) -> Iterator[Problem]:
+        log = f"LiteFS's log on {replica.name} says why."
         if follows is None:
-            yield f"{replica.name} is not connected to a primary."
+            yield Problem(f"{replica.name} is not connected to a primary.", log)
         elif follows != primary.name:
-            yield f"{replica.name} follows {follows}, but {primary.name} is primary."
+            yield Problem(f"{replica.name} follows {follows}, but {primary.name} is primary.", log)
         if replica.lag is None:
-            yield f"{replica.name} has never been synchronised."
+            yield Problem(f"{replica.name} has never been synchronised.", log)
         elif replica.lag > self.max_lag:
-            yield f"{replica.name} lags {replica.lag:.1f} s behind; allowed are {self.max_lag:g} s."
+            yield Problem(
+                f"{replica.name} lags {replica.lag:.1f} s behind; allowed are {self.max_lag:g} s.",
+                f"A long read on {replica.name} holds replication up, and so does a primary that hangs; clocks that "
+                "differ look the same.",
+            )
         for name in sorted(primary.positions.keys() | replica.positions.keys()):
             here, there = replica.positions.get(name), primary.positions.get(name)
             if here is None:
-                yield f"{name} has not arrived on {replica.name}."
+                yield Problem(f"{name} has not arrived on {replica.name}.", log)
             elif there is None:
-                yield f"{name} exists on {replica.name}, but not on {primary.name}, which is primary."
+                yield Problem(
+                    f"{name} exists on {replica.name}, but not on {primary.name}, which is primary.",
+                    f"If it is wanted, export it there (litefs_export) before {replica.name} is started again.",
+                )
             elif here.txid > there.txid or (here.txid == there.txid and here != there):
-                yield (
+                yield Problem(
                     f"{name} on {replica.name} is not a copy of that on {primary.name}: "
-                    f"it is at {here}, the primary's at {there}."
+                    f"it is at {here}, the primary's at {there}.",
+                    f"Start {replica.name} again: LiteFS then takes the primary's copy, and what only {replica.name} "
+                    "has is lost. Export it there before (litefs_export) if it may count.",
                 )

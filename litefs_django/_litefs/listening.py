@@ -39,7 +39,6 @@ class Listener:
     """Who has the port. `is_ours`: the LiteFS of this node; `pid` is None where this user may not see it."""
 
     is_ours: bool
-    answers: bool
     pid: int | None = None
 
     def __str__(self) -> str:
@@ -77,12 +76,13 @@ def find_listener(settings: LiteFSSettings) -> Listener | None:
     if problem is None or problem.errno != errno.EADDRINUSE:
         return None
     pid = _listening_process(port)
+    if pid is not None and (data_path := _data_path(pid)) is not None:
+        return Listener(is_ours=data_path == settings.data_path, pid=pid)
     try:
         info = LiteFSClient(settings.cluster.this.http_url).info()
     except ClientError:
-        is_ours = pid is not None and _data_path(pid) == settings.data_path
-        return Listener(is_ours=is_ours, answers=False, pid=pid)
-    return Listener(is_ours=Path(info.path) == settings.data_path, answers=True, pid=pid)
+        return Listener(is_ours=False, pid=pid)
+    return Listener(is_ours=Path(info.path) == settings.data_path, pid=pid)
 
 
 def is_stopped(pid: int) -> bool:

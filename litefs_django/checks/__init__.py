@@ -45,3 +45,12 @@ DEPLOY_CHECKS: tuple[Check, ...] = (
     check_default_caches,
     check_default_uploads,
 )
+# All of them, by what they look at.
+FAMILIES: tuple[tuple[str, tuple[Check, ...]], ...] = (
+    ("settings", (check_settings, check_engines, check_unguarded, check_connection_age)),
+    ("project", (check_caches, check_default_caches, check_sessions, check_uploads, check_default_uploads)),
+    ("machine", (check_machine,)),
+    ("binary", (check_binary,)),
+    ("directories", (check_mount_path, check_overlaps, check_directories)),
+    ("port", (check_port, check_exposure)),
+)

@@ -10,7 +10,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from litefs_django import conf
 from litefs_django._litefs.errors import SettingsError
-from litefs_django._litefs.health import HealthChecker, Verdict
+from litefs_django._litefs.health import HealthChecker, Problem, Verdict
 from litefs_django._litefs.settings import LiteFSSettings
 from litefs_django._litefs.survey import NodeReport, survey
 
@@ -19,7 +19,10 @@ _CLEAR_SCREEN = "\x1b[H\x1b[J"
 
 
 class Command(BaseCommand):
-    help = "Shows every node of the cluster as seen from this one. Exits with 0 when all is well, with 1 when not."
+    help = (
+        "Shows every node of the cluster as seen from this one. Exits with 0 when all is well, with 1 when not. A "
+        "replica's lag is the time since it last heard from its primary, up to 1 s when nothing is written."
+    )
     # It is wanted most when something is wrong.
     requires_system_checks = []
 
@@ -34,7 +37,7 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from error
         if not settings.enabled:
             raise CommandError('LITEFS["ENABLED"] is False: there is no cluster to ask.')
-        verdict = Verdict(("No node was asked.",))
+        verdict = Verdict((Problem("No node was asked."),))
         try:
             while True:
                 verdict = self._show_once(settings, format, watch)
@@ -62,6 +65,8 @@ class Command(BaseCommand):
     def _as_text(self, reports: Sequence[NodeReport], verdict: Verdict, this: str) -> str:
         lines = list(_table([_HEAD, *(row for report in reports for row in _rows(report, this))]))
         lines.append("")
+        if any(report.info and not report.is_primary and report.lag is not None for report in reports):
+            lines.append("LAG is since a replica last heard from its primary: up to 1 s when nothing is written.\n")
         if verdict.is_healthy:
             lines.append(self.style.SUCCESS("Healthy."))
         else:

@@ -1,0 +1,288 @@
+"""What only the running machine can tell: this node's LiteFS and supervisor, the other nodes, clocks, disk space.
+
+Nothing here waits for long: whatever may hang, a LiteFS that is stopped above all, is given seconds.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from litefs_django._litefs.client import LiteFSClient
+from litefs_django._litefs.directories import real_mount_path
+from litefs_django._litefs.errors import ClientError, MountError
+from litefs_django._litefs.health import OTHER_CLUSTER, HealthChecker
+from litefs_django._litefs.listening import Listener, bind_problem, find_listener, host_and_port, is_stopped
+from litefs_django._litefs.mount import PrimaryDetector
+from litefs_django._litefs.node.mounts import is_mounted, unmount_command
+from litefs_django._litefs.node_file import NodeFile
+from litefs_django._litefs.settings import LiteFSSettings, Node
+from litefs_django._litefs.survey import NodeReport, survey
+
+Level = Literal["ok", "warning", "error"]
+MountState = Literal["none", "answers", "hangs", "dead", "closed"]
+
+_MOUNT_TIMEOUT = 1.0
+_CLOCKS_DIFFER = 1.0  # seconds; what LiteFS tells is not more exact
+_HARDLY_ANY_SPACE = 4 << 20
+_LITTLE_SPACE = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report: how a thing is, and what to do when it is not well."""
+
+    level: Level
+    subject: str
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    """This node now. `generation` is the node file's: None without a living supervisor, odd while LiteFS is down."""
+
+    generation: int | None
+    mount: MountState
+    listener: Listener | None
+
+    @property
+    def runs(self) -> bool:
+        """Whether anything of the node is there that is meant to serve."""
+        return self.generation is not None or self.mount != "none"
+
+
+def check_up(settings: LiteFSSettings) -> Iterator[Finding]:
+    """Looks once, at everything at the same time, and says how each thing is."""
+    with ThreadPoolExecutor(2) as pool:
+        asked = pool.submit(survey, settings.cluster.nodes)
+        listener = pool.submit(find_listener, settings)
+        state = NodeState(NodeFile(settings.run).generation(), _mount_state(settings.mount_path), listener.result())
+        reports = [_own(report, settings, state) for report in asked.result()]
+    yield from _port(settings, state)
+    yield from _supervisor(settings, state)
+    yield from _mount(settings, state)
+    yield from _cluster(settings, state, reports)
+    others = zip(settings.cluster.nodes, reports, strict=True)
+    yield from _clocks([node for node, report in others if report.info and node != settings.cluster.this])
+    yield _disk(settings.data_path)
+
+
+def _own(report: NodeReport, settings: LiteFSSettings, state: NodeState) -> NodeReport:
+    """The report, without what another LiteFS on this node's port has said."""
+    if report.name == settings.cluster.node and state.listener and not state.listener.is_ours:
+        return NodeReport(name=report.name, error="another LiteFS answers")
+    return report
+
+
+def _mount_state(mount_path: Path) -> MountState:
+    """A LiteFS that is stopped is waited for in a thread, which ends with LiteFS or with this process."""
+    if not is_mounted(real_mount_path(mount_path)):
+        return "none"
+    seen: list[MountState] = []
+
+    def look() -> None:
+        try:
+            # Not the root: the kernel answers for that from its cache.
+            PrimaryDetector(mount_path).lag()
+            seen.append("answers")
+        except MountError as error:
+            is_closed = getattr(error.__cause__, "errno", None) in (errno.EACCES, errno.EPERM)
+            seen.append("closed" if is_closed else "dead")
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    thread.join(_MOUNT_TIMEOUT)
+    return seen[0] if seen else "hangs"
+
+
+def _port(settings: LiteFSSettings, state: NodeState) -> Iterator[Finding]:
+    """A port that is another's, or where nobody can listen, is a system check's to report (E019)."""
+    host, port = host_and_port(settings)
+    where = f"{host or 'every interface'}, port {port}"
+    if state.listener is not None:
+        if state.listener.is_ours:
+            yield Finding("ok", "port", f"{state.listener} listens on {where}")
+    elif state.mount == "answers":
+        yield Finding(
+            "warning",
+            "port",
+            f"LiteFS runs, but does not listen on {where}: the other nodes look for it there.",
+            "If the settings have changed since, restart litefs_run.",
+        )
+    elif bind_problem(host, port) is None:
+        yield Finding("ok", "port", f"{where} is free")
+
+
+def _supervisor(settings: LiteFSSettings, state: NodeState) -> Iterator[Finding]:
+    subject = "supervisor"
+    if not state.runs:
+        yield Finding(
+            "warning",
+            subject,
+            f"This node, {settings.cluster.node!r}, does not run: no litefs_run, and no LiteFS on "
+            f"{settings.mount_path}.",
+            'Start it with "manage.py litefs_run -- COMMAND".',
+        )
+    elif state.generation is None:
+        yield Finding(
+            "warning",
+            subject,
+            f"No litefs_run looks after this node: {settings.run / 'node'} is missing, old or not this user's to read.",
+            'Start LiteFS with "manage.py litefs_run", which restarts it and tells connections of it.',
+        )
+    elif state.generation & 1:
+        yield Finding(
+            "error",
+            subject,
+            "litefs_run is alive, but LiteFS is down, or does not serve its mount yet.",
+            "litefs_run starts it again, and its output says why it ended.",
+        )
+    else:
+        yield Finding("ok", subject, "litefs_run is alive and LiteFS is up")
+
+
+def _mount(settings: LiteFSSettings, state: NodeState) -> Iterator[Finding]:
+    path, subject, supervised = settings.mount_path, "mount", state.generation is not None
+    if state.mount == "answers":
+        by = f", served by process {state.listener.pid}" if state.listener and state.listener.is_ours else ""
+        yield Finding("ok", subject, f"LiteFS is mounted on {path} and answers{by}")
+    elif state.mount == "hangs":
+        pid = state.listener.pid if state.listener and state.listener.is_ours else None
+        message = f"LiteFS does not answer on {path} within {_MOUNT_TIMEOUT:g} s"
+        hint = "End its process with SIGKILL: litefs_run starts LiteFS again."
+        if pid is not None and is_stopped(pid):
+            message += f": process {pid} is stopped"
+            hint = f"Let it go on with: kill -CONT {pid}"
+        yield Finding("error", subject, f"{message}.", hint)
+    elif state.mount == "dead":
+        hint = "litefs_run takes it away" + ("." if supervised else f" when it starts; or: {_unmount(path)}")
+        yield Finding("error", subject, f"{path} is the mount of a LiteFS that has ended.", hint)
+    elif state.mount == "closed":
+        yield Finding(
+            "error",
+            subject,
+            f"This user may not enter {path}.",
+            'LiteFS serves only the user who started it unless LITEFS["ALLOW_OTHER"] is True.',
+        )
+    elif supervised and state.generation is not None and not state.generation & 1:
+        yield Finding("error", subject, f"{path} was unmounted by somebody.", "litefs_run starts LiteFS again.")
+
+
+def _unmount(path: Path) -> str:
+    return " ".join(unmount_command(path))
+
+
+def _cluster(settings: LiteFSSettings, state: NodeState, reports: Sequence[NodeReport]) -> Iterator[Finding]:
+    """Before this node runs nobody knows whether the cluster should: what it lacks then is a warning."""
+    this = settings.cluster.node
+    answering = [report for report in reports if report.info is not None]
+    level: Level = "error" if state.runs or any(report.is_primary for report in answering) else "warning"
+    for node, report in zip(settings.cluster.nodes, reports, strict=True):
+        if report.info is not None:
+            if report.name != this:
+                yield Finding("ok", report.name, _described(report))
+        elif report.name != this:
+            hint = f"Is litefs_run running there, and may this machine reach {node.host_and_port}?"
+            yield Finding(level, report.name, report.error, hint)
+        elif state.mount == "answers" and (state.listener is None or state.listener.is_ours):
+            yield Finding("error", f"{this} (here)", report.error, "LiteFS's log says why.")
+    if own := _foreign_cluster(settings, state, answering):
+        yield own
+    if not answering:
+        return
+    problems = HealthChecker(settings.max_lag, (it.name for it in settings.databases)).check(answering).problems
+    for problem in problems:
+        yield Finding(level, "cluster", problem.reason, problem.hint)
+    if not problems:
+        yield Finding("ok", "cluster", "the nodes that answer belong together and are in sync")
+
+
+def _described(report: NodeReport) -> str:
+    assert report.info is not None
+    if report.is_primary:
+        return "answers, is the primary"
+    lag = "never in sync" if report.lag is None else f"heard from its primary {report.lag:.1f} s ago"
+    return f"answers, is a replica, {lag}"
+
+
+def _foreign_cluster(settings: LiteFSSettings, state: NodeState, answering: Sequence[NodeReport]) -> Finding | None:
+    """The cluster id that LiteFS will find in DATA_PATH, while it does not run, beside that of the others."""
+    others = {report.info.cluster_id for report in answering if report.info and report.info.cluster_id}
+    with suppress(OSError):
+        own = (settings.data_path / "clusterid").read_text(errors="replace").strip()
+        if not state.runs and others and own not in others:
+            message = f"DATA_PATH {settings.data_path} is of cluster {own}, the other nodes are of {', '.join(others)}."
+            return Finding("error", "cluster", message, OTHER_CLUSTER)
+    return None
+
+
+def _clocks(nodes: Sequence[Node]) -> Iterator[Finding]:
+    """How far the clocks of these nodes and this machine's are apart, as exactly as LiteFS tells."""
+
+    def ask(node: Node) -> tuple[float, float] | None:
+        with suppress(ClientError):
+            return LiteFSClient(node.http_url).clock_offset()
+        return None
+
+    if not nodes:
+        return
+    with ThreadPoolExecutor(len(nodes)) as pool:
+        offsets = list(pool.map(ask, nodes))
+    known = [(node, offset) for node, offset in zip(nodes, offsets, strict=True) if offset is not None]
+    wrong = [(node, least, most) for node, (least, most) in known if least > _CLOCKS_DIFFER or most < -_CLOCKS_DIFFER]
+    for node, least, most in wrong:
+        nearest, furthest = sorted((abs(least), abs(most)))
+        yield Finding(
+            "warning",
+            "clocks",
+            f"The clock of {node.name} is {nearest:.0f} to {furthest:.0f} s {'ahead of' if least > 0 else 'behind'} "
+            "this machine's: the lag of replicas, which compares clocks, is off by that.",
+            "Synchronise the clocks of all nodes (NTP).",
+        )
+    if known and not wrong:
+        furthest = max(abs(bound) for _, offset in known for bound in offset)
+        yield Finding("ok", "clocks", f"they differ by {furthest:.1f} s at most; LiteFS tells no more exactly")
+
+
+def _disk(data_path: Path) -> Finding:
+    """The space of DATA_PATH beside the size of the databases in it."""
+    existing = next(path for path in (data_path, *data_path.parents) if os.path.exists(path))
+    room = os.statvfs(existing)
+    free = room.f_bavail * room.f_frsize
+    size = _databases_size(data_path)
+    message = f"{_written(free)} free for DATA_PATH {data_path}"
+    if size:
+        message += f", whose databases take {_written(size)}"
+    if free < _HARDLY_ANY_SPACE:
+        return Finding("error", "disk", f"{message}: commits are about to fail.", "Make room, or move DATA_PATH.")
+    if free < max(2 * size, _LITTLE_SPACE):
+        return Finding(
+            "warning",
+            "disk",
+            f"{message}: that is little.",
+            f"Have {_written(max(2 * size, _LITTLE_SPACE))} free: what rewrites a database (VACUUM, a migration, a "
+            "copy from the primary) takes up to twice its size for as long as RETENTION.",
+        )
+    return Finding("ok", "disk", message)
+
+
+def _databases_size(data_path: Path) -> int:
+    """In bytes; 0 where there are none, and where this user may not look."""
+    with suppress(OSError):
+        return sum(path.stat().st_size for path in (data_path / "dbs").glob("*/database"))
+    return 0
+
+
+def _written(size: int) -> str:
+    for unit, name in ((10**9, "GB"), (10**6, "MB")):
+        if size >= unit:
+            return f"{size / unit:,.1f} {name}"
+    return f"{size / 1000:.0f} kB"
