@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CalledProcessError
+from typing import Any
 
 import pytest
+from django.conf import settings
 
+from litefs_django import conf
 from litefs_django._litefs.errors import BinaryError
 from tests.cluster.consul import consul
+from tests.configuring import OURS
 from tests.machine import SESSION_VARIABLE, fuse_problem, leftover_processes, litefs, mount_points
 
 
@@ -57,3 +61,17 @@ def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 def litefs_binary() -> Path:
     """A verified LiteFS v0.5.14."""
     return litefs()
+
+
+@pytest.fixture
+def configure(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Sets LITEFS, and DATABASES without the warning that override_settings gives."""
+
+    def change(litefs: dict[str, Any], **databases: dict[str, Any]) -> None:
+        monkeypatch.setattr(settings, "LITEFS", litefs)
+        monkeypatch.setattr(settings, "DATABASES", databases or {"default": OURS})
+        conf.read.cache_clear()
+
+    yield change
+    monkeypatch.undo()
+    conf.read.cache_clear()

@@ -2,56 +2,20 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from django.conf import settings
 from django.core import checks as django_checks
-from django.core.checks import CheckMessage
 from django.test import override_settings
 
-from litefs_django import checks, conf
-from litefs_django._litefs import binary
-from litefs_django._litefs.binary import Requirement
-from tests.machine import free_ports
+from litefs_django import checks
+from tests.configuring import ONE_NODE, OURS, TWO_NODES, Check, Configure, ids, run
 
 ROOT = Path(__file__).parent.parent
-OURS = {"ENGINE": conf.ENGINE, "NAME": "db.sqlite3"}
-ONE_NODE = {"NODE": "a", "NODES": {"a": {"ADDRESS": "10.0.0.1"}}}
-TWO_NODES = {"NODE": "a", "PRIMARY": "a", "NODES": {"a": {"ADDRESS": "10.0.0.1"}, "b": {"ADDRESS": "10.0.0.2"}}}
-
-Check = Callable[..., list[CheckMessage]]
-
-
-@pytest.fixture
-def configure(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Sets LITEFS, and DATABASES without the warning that override_settings gives."""
-
-    def change(litefs: dict[str, Any], **databases: dict[str, Any]) -> None:
-        monkeypatch.setattr(settings, "LITEFS", litefs)
-        monkeypatch.setattr(settings, "DATABASES", databases or {"default": OURS})
-        conf.read.cache_clear()
-
-    yield change
-    monkeypatch.undo()
-    conf.read.cache_clear()
-
-
-Configure = Callable[..., None]
-
-
-def ids(messages: list[CheckMessage]) -> list[str]:
-    return [str(message.id).removeprefix("litefs_django.") for message in messages]
-
-
-def run(*, deploy: bool = False) -> list[CheckMessage]:
-    return django_checks.run_checks(tags=[checks.TAG], include_deployment_checks=deploy)
-
 
 ALL: tuple[Check, ...] = (*checks.CHECKS, *checks.DEPLOY_CHECKS)
 
@@ -94,6 +58,63 @@ def test_with_wrong_settings_only_they_are_reported(check: Check, configure: Con
     assert check(None) == []
 
 
+def manage(directory: Path, *arguments: str, settings_text: str) -> subprocess.CompletedProcess[str]:
+    """A management command of a project whose settings are those of the tests and this text."""
+    (directory / "changed.py").write_text(f"from tests.settings import *\n{settings_text}\n")
+    return subprocess.run(
+        [sys.executable, *(arguments if arguments[0] == "-c" else ("-m", "django", *arguments))],
+        env={**os.environ, "DJANGO_SETTINGS_MODULE": "changed", "PYTHONPATH": f"{directory}:{ROOT}"},
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+class TestInMemory:
+    """NAME of a database in memory: Django's test runner gives such names too."""
+
+    SETTINGS = "DATABASES['default'] |= {{'CONN_MAX_AGE': None, 'NAME': {!r}}}\n"
+
+    @pytest.mark.parametrize(
+        "name", [":memory:", "file:x?mode=memory&cache=shared", "file:memorydb_default?mode=memory&cache=shared"]
+    )
+    def test_in_the_settings(self, tmp_path: Path, name: str) -> None:
+        result = manage(tmp_path, "check", settings_text=self.SETTINGS.format(name))
+        assert result.returncode == 1
+        assert f'(litefs_django.E007) DATABASES["default"]["NAME"]: \'{name}\' is a database in memory' in result.stderr
+        assert "Give a plain file name like 'db.sqlite3'" in result.stderr
+        assert "Traceback" not in result.stderr
+
+    @pytest.mark.parametrize("name", [":memory:", "db.sqlite3"])
+    @pytest.mark.parametrize("case", ["TestCase", "SimpleTestCase"])
+    def test_of_the_test_runner(self, tmp_path: Path, name: str, case: str) -> None:
+        """With SimpleTestCase alone no test database is made, and NAME stays."""
+        (tmp_path / "test_project.py").write_text(
+            f"from django.test import {case}\n\nclass Tests({case}):\n    def test_nothing(self): pass\n"
+        )
+        result = manage(tmp_path, "test", settings_text=self.SETTINGS.format(name))
+        assert result.returncode == 0, result.stderr
+        assert "E007" not in result.stderr
+
+    @pytest.mark.parametrize("test", [None, "file:mine?mode=memory&cache=shared"])
+    def test_of_testserver(self, tmp_path: Path, test: str | None) -> None:
+        """It makes a test database without a test environment, and its runserver checks."""
+        result = manage(
+            tmp_path,
+            "-c",
+            "import django; django.setup()\n"
+            "from django.core.management import call_command\n"
+            "from django.db import connection\n"
+            "connection.creation.create_test_db(verbosity=0)\n"
+            "assert 'mode=memory' in connection.settings_dict['NAME']\n"
+            "call_command('check')\n",
+            settings_text=self.SETTINGS.format("db.sqlite3") + f"DATABASES['default']['TEST'] = {{'NAME': {test!r}}}",
+        )
+        assert result.returncode == 0, result.stderr
+        assert "no issues" in result.stdout
+
+
 class TestMountPath:
     def test_with_files_in_it(self, configure: Configure, tmp_path: Path) -> None:
         for name in "abcdef":
@@ -109,6 +130,36 @@ class TestMountPath:
         (tmp_path / "empty").mkdir()
         configure({**ONE_NODE, "MOUNT_PATH": str(tmp_path / name)})
         assert checks.check_mount_path(None) == []
+
+
+class TestOverlaps:
+    """By symbolic links; without one the settings are refused."""
+
+    @pytest.mark.parametrize(("key", "link"), [("RUN_PATH", "link"), ("DATA_PATH", "link"), ("RUN_PATH", "link/run")])
+    @pytest.mark.parametrize("target", ["mnt", "mnt/x", "../{}/mnt/x", "second", "."])
+    def test_on_the_mount(self, configure: Configure, tmp_path: Path, key: str, link: str, target: str) -> None:
+        (tmp_path / "second").symlink_to("mnt")
+        (tmp_path / "link").symlink_to(target.format(tmp_path.name))
+        configure({**ONE_NODE, "MOUNT_PATH": str(tmp_path / "mnt"), key: str(tmp_path / link)})
+        messages = checks.check_overlaps(None)
+        if target == "." and link == "link/run":
+            assert messages == []
+        else:
+            (message,) = messages
+            assert ids([message]) == ["E020"]
+            assert message.msg.startswith(f"LITEFS[\"{key}\"]: '{tmp_path / link}' is really '{tmp_path}")
+
+    def test_the_mount_through_a_link(self, configure: Configure, tmp_path: Path) -> None:
+        (tmp_path / "link").symlink_to(".")
+        configure({**ONE_NODE, "MOUNT_PATH": str(tmp_path / "link/mnt"), "RUN_PATH": str(tmp_path / "mnt/run")})
+        assert ids(checks.check_overlaps(None)) == ["E020"]
+
+    @pytest.mark.parametrize("target", ["elsewhere", "loop", "/"])
+    def test_elsewhere(self, configure: Configure, tmp_path: Path, target: str) -> None:
+        (tmp_path / "loop").symlink_to("loop")
+        (tmp_path / "link").symlink_to(target)
+        configure({**ONE_NODE, "MOUNT_PATH": str(tmp_path / "mnt"), "RUN_PATH": str(tmp_path / "link/run")})
+        assert checks.check_overlaps(None) == []
 
 
 class TestUnguarded:
@@ -174,74 +225,6 @@ class TestConnectionAge:
         assert checks.check_connection_age(None) == []
 
 
-class TestDeployment:
-    """What a machine lacks cannot be taken from it for a test: the answers of binary.py stand in."""
-
-    def test_only_on_request(self, configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(binary, "missing_requirements", lambda *args: [Requirement("fusermount3", "apt-get")])
-        node = {"ADDRESS": "127.0.0.1", "HTTP_PORT": free_ports(1)[0]}
-        configure({"NODE": "a", "NODES": {"a": node}, "BINARY": "/nonexistent"}, default={**OURS, "CONN_MAX_AGE": None})
-        assert run() == []
-        assert sorted(ids(run(deploy=True))) == ["E012", "E014"]
-
-    def test_each_requirement_has_an_id(self, configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(os, "geteuid", lambda: 1000)
-        monkeypatch.setattr(shutil, "which", lambda program: None)
-        monkeypatch.setattr(binary, "_fuse_device_problem", lambda is_root: "No such file or directory")
-        monkeypatch.setattr(binary, "_may_mount", lambda: False)
-        monkeypatch.setattr(binary, "_has_user_allow_other", lambda: False)
-        configure({**ONE_NODE, "ALLOW_OTHER": True})
-        messages = checks.check_machine(None)
-        assert ids(messages) == ["E010", "E011", "E012", "E013"]
-        assert messages[0].msg.startswith("This machine lacks /dev/fuse (No such file or directory)")
-        assert all(message.hint for message in messages)
-
-    def test_another_system(self, configure: Configure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        """What these checks look at elsewhere does not exist there."""
-        (tmp_path / "db.sqlite3").touch()
-        configure({**ONE_NODE, "MOUNT_PATH": str(tmp_path)}, default={**OURS, "CONN_MAX_AGE": None})
-        monkeypatch.setattr(sys, "platform", "darwin")
-        assert run() == []
-        (message,) = checks.check_machine(None)
-        assert ids([message]) == ["E016"]
-        assert "darwin" in message.msg
-
-    @pytest.mark.parametrize("user", [0, 1000])
-    def test_it_is_asked_for_this_user(self, configure: Configure, monkeypatch: pytest.MonkeyPatch, user: int) -> None:
-        asked: list[tuple[bool, bool]] = []
-
-        def missing(is_root: bool, allow_other: bool) -> list[Requirement]:
-            asked.append((is_root, allow_other))
-            return []
-
-        monkeypatch.setattr(os, "geteuid", lambda: user)
-        monkeypatch.setattr(binary, "missing_requirements", missing)
-        for allow_other in (None, True, False):
-            configure({**ONE_NODE, **({} if allow_other is None else {"ALLOW_OTHER": allow_other})})
-            assert checks.check_machine(None) == []
-        is_root = user == 0
-        assert asked == [(is_root, is_root), (is_root, True), (is_root, False)]
-
-    def test_a_real_binary(self, configure: Configure, litefs_binary: Path, tmp_path: Path) -> None:
-        configure({**ONE_NODE, "BINARY": str(litefs_binary)})
-        assert checks.check_binary(None) == []
-
-    def test_no_binary(self, configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
-        configure({**ONE_NODE, "BINARY": "/nonexistent/litefs"})
-        (message,) = checks.check_binary(None)
-        assert ids([message]) == ["E014"]
-        assert "/nonexistent/litefs" in message.msg
-
-    def test_another_program(self, configure: Configure, tmp_path: Path) -> None:
-        other = tmp_path / "litefs"
-        other.write_text("#!/bin/sh\necho LiteFS v0.5.11, commit=x\n")
-        other.chmod(0o755)
-        configure({**ONE_NODE, "BINARY": str(other)})
-        (message,) = checks.check_binary(None)
-        assert ids([message]) == ["E015"]
-        assert "v0.5.11" in message.msg
-
-
 def test_every_id_is_documented_once() -> None:
     documented = re.findall(
         r"^``litefs_django\.([EW]\d{3})``", (ROOT / "docs" / "checks.rst").read_text(), re.MULTILINE
@@ -249,6 +232,10 @@ def test_every_id_is_documented_once() -> None:
     sources = [*(ROOT / "litefs_django" / "checks").glob("*.py"), *(ROOT / "litefs_django" / "_litefs").glob("*.py")]
     used = {code for source in sources for code in re.findall(r'"(?:litefs_django\.)?([EW]0\d\d)"', source.read_text())}
     assert documented == sorted(used)
+
+
+def test_each_check_is_of_one_family() -> None:
+    assert Counter(check for _, family in checks.FAMILIES for check in family) == Counter(ALL)
 
 
 @pytest.mark.parametrize("command", [["check"], ["check", "--database", "default"]], ids=" ".join)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -74,6 +76,34 @@ def metrics(*values: float) -> Callable[[BaseHTTPRequestHandler], None]:
         )
 
     return answer
+
+
+def dated(seconds: float) -> Callable[[BaseHTTPRequestHandler], None]:
+    """A node whose clock is that far ahead."""
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response_only(200)
+        handler.send_header("Date", formatdate(time.time() + seconds, usegmt=True))
+        handler.end_headers()
+        handler.wfile.write(INFO)
+
+    return answer
+
+
+@pytest.mark.parametrize("ahead", [0.0, 0.5, -42.25, 3600.0])
+def test_clocks(answering: Answering, ahead: float) -> None:
+    least, most = answering({"/info": dated(ahead)}).clock_offset()
+    assert least <= ahead <= most
+    assert 1 <= most - least < 2
+
+
+def test_no_date(answering: Answering) -> None:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response_only(200)
+        handler.end_headers()
+
+    with pytest.raises(ClientError, match="not from LiteFS"):
+        answering({"/info": answer}).clock_offset()
 
 
 def test_info(answering: Answering) -> None:

@@ -22,6 +22,8 @@ SILENT = NodeReport(name="c", error="http://c:1/info did not answer: Connection 
 def reasons(*reports: NodeReport, max_lag: float = 10.0, databases: tuple[str, ...] = ("db",)) -> tuple[str, ...]:
     verdict = HealthChecker(max_lag, databases).check(reports)
     assert verdict.is_healthy is not bool(verdict.reasons)
+    # What does not say what to do has a hint.
+    assert all(problem.hint or "run `manage.py migrate`" in problem.reason for problem in verdict.problems)
     return verdict.reasons
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from litefs_django._litefs.errors import SettingProblem, SettingsError
-from litefs_django._litefs.reading import read_settings
+from litefs_django._litefs.reading import EXAMPLES, read_settings
 from litefs_django._litefs.settings import LiteFSSettings, Node
 from tests.strategies import CONTROL, file_names, litefs_settings, patient
 
@@ -67,6 +67,44 @@ def test_impossible_durations(value: Any) -> None:
     assert only(problems({**TWO_NODES, "RETENTION": value})).setting == 'LITEFS["RETENTION"]'
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "hint"),
+    [
+        ("MAX_LAG", "10s", "Write 10 (seconds) or timedelta(seconds=10)."),
+        ("MAX_LAG", "10", "Write 10 (seconds) or timedelta(seconds=10)."),
+        ("RETENTION", "1m30.5s", "Write 90.5 (seconds) or timedelta(seconds=90.5)."),
+        ("RETENTION", "1h", "Write 3600 (seconds) or timedelta(seconds=3600)."),
+        ("RETENTION", "ten", "Write seconds, like 600, or timedelta(minutes=10)."),
+        ("RETENTION", True, "Write seconds, like 600, or timedelta(minutes=10)."),
+        ("MAX_LAG", -1, "Write seconds, like 10, or timedelta(seconds=10)."),
+        ("ENABLED", "false", "Write False."),
+        ("ALLOW_OTHER", 1, "Write True."),
+        ("ALLOW_OTHER", [], "Write True or False."),
+        ("HTTP_PORT", "20203", "Write 20203."),
+        ("HTTP_PORT", 20203.0, "Write 20203."),
+        ("HTTP_PORT", "web", "Write a port, like 20202."),
+        ("NODE", 5, "Write '5'."),
+        ("NODE", None, "An environment variable that is not set gives None. Write 'web1', or leave the key out."),
+        ("BINARY", Path("/opt/litefs"), "Write '/opt/litefs'."),
+        ("MOUNT_PATH", b"/litefs", "Write '/litefs'."),
+        ("MOUNT_PATH", 5, "Write '5'."),
+        ("MOUNT_PATH", ["/litefs"], "Write a path, like '/litefs'."),
+        ("LEADER_ELECTION", [], "Write 'static' or 'consul'."),
+        ("NODES", [], 'Write {"web1": {"ADDRESS": "10.0.0.1"}}.'),
+        ("LITEFS_YML", "log: {}", 'Write a dict of LiteFS\'s own keys, like {"log": {"format": "json"}}.'),
+    ],
+)
+def test_a_hint_says_what_to_write(key: str, value: Any, hint: str) -> None:
+    (problem,) = (it for it in problems({**TWO_NODES, key: value}) if it.setting == f'LITEFS["{key}"]')
+    assert problem.hint == hint
+
+
+def test_each_key_has_an_example() -> None:
+    """Whatever is wrong with a value, its hint is not empty."""
+    for key in [*WRONG, *WRONG_IN_NODE, "URL", "KEY", "TTL"]:
+        assert EXAMPLES[key]
+
+
 def test_an_empty_path() -> None:
     assert "it is empty" in str(only(problems({**TWO_NODES, "MOUNT_PATH": ""})))
 
@@ -105,6 +143,13 @@ class TestDatabases:
         problem = only(problems(TWO_NODES, {"default": name}))
         assert (problem.code, problem.setting) == ("E007", 'DATABASES["default"]["NAME"]')
         assert "MOUNT_PATH" in str(problem) or repr(name) in str(problem)
+
+    @pytest.mark.parametrize("name", [":memory:", "file:x?mode=memory&cache=shared", "/srv/mode=memory"])
+    def test_in_memory(self, name: str) -> None:
+        problem = only(problems(TWO_NODES, {"default": name}))
+        assert (problem.code, problem.setting) == ("E007", 'DATABASES["default"]["NAME"]')
+        assert "is a database in memory: each process has its own" in problem.message
+        assert "test runner" in problem.hint
 
     def test_two_on_one_file(self) -> None:
         problem = only(problems(TWO_NODES, {"default": "db.sqlite3", "other": Path("/litefs/db.sqlite3")}))
@@ -239,7 +284,9 @@ WRONG_IN_NODE: dict[str, SearchStrategy[Any]] = {
 def test_any_wrong_value_is_refused_by_its_name(raw: dict[str, Any], data: st.DataObject) -> None:
     key = data.draw(st.sampled_from(sorted(WRONG)))
     raw[key] = data.draw(WRONG[key])
-    assert any(problem.setting.startswith(f'LITEFS["{key}"]') for problem in problems(raw))
+    found = problems(raw)
+    assert any(problem.setting.startswith(f'LITEFS["{key}"]') for problem in found)
+    assert all(problem.hint for problem in found)
 
 
 @patient

@@ -24,6 +24,30 @@ from litefs_django.checks.project import (
     check_uploads,
 )
 
+__all__ = [
+    "CHECKS",
+    "DEPLOY_CHECKS",
+    "FAMILIES",
+    "TAG",
+    "Check",
+    "check_binary",
+    "check_caches",
+    "check_connection_age",
+    "check_default_caches",
+    "check_default_uploads",
+    "check_directories",
+    "check_engines",
+    "check_exposure",
+    "check_machine",
+    "check_mount_path",
+    "check_overlaps",
+    "check_port",
+    "check_sessions",
+    "check_settings",
+    "check_unguarded",
+    "check_uploads",
+]
+
 TAG = "litefs"
 CHECKS: tuple[Check, ...] = (
     check_settings,

@@ -90,6 +90,7 @@ def test_as_a_table(cluster: StaticCluster) -> None:
         rf"node1 +primary +yes +db\.sqlite3 +{position}\n"
         rf"node2 \(here\) +replica +no +\d\.\d\d\d s +db\.sqlite3 +{position}\n"
         rf"node3 +replica +no +\d\.\d\d\d s +db\.sqlite3 +{position}\n"
+        r"\nLAG is since a replica last heard from its primary: up to 1 s when nothing is written\.\n"
         r"\nHealthy\.\n",
         printed,
     )
