@@ -7,11 +7,6 @@ from dataclasses import dataclass
 
 from litefs_django._litefs.survey import NodeReport
 
-OTHER_CLUSTER = (
-    "A node replicates only within its cluster. Stop the one that does not belong, move its DATA_PATH away (what only "
-    "it holds is in there) and start it again."
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -55,7 +50,11 @@ class HealthChecker:
                 yield Problem(f"{report.name}: {report.error}", "Is litefs_run running there, and its port reachable?")
         cluster_ids = sorted({report.info.cluster_id for report in reports if report.info and report.info.cluster_id})
         if len(cluster_ids) > 1:
-            yield Problem(f"The nodes belong to different clusters: {', '.join(cluster_ids)}.", OTHER_CLUSTER)
+            yield Problem(
+                f"The nodes belong to different clusters: {', '.join(cluster_ids)}.",
+                "A node replicates only within its cluster. Stop the one that does not belong, move its DATA_PATH away "
+                "(what only it holds is in there) and start it again.",
+            )
 
         primaries = [report for report in reports if report.is_primary]
         if not primaries:

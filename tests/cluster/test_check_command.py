@@ -199,9 +199,15 @@ def test_the_data_of_another_cluster(cluster: StaticCluster) -> None:
     (node.data / "clusterid").write_text("LFSC0000000000000000\n")
     code, found = check(node)
     assert code == 1
-    assert errors_in(found) == [
-        f"DATA_PATH {node.data} is of cluster LFSC0000000000000000, the other nodes are of {own}."
-    ]
+    (error,) = errors_in(found)
+    assert f"'{node.data}' is of the cluster LFSC0000000000000000, and node1 of {own}." in error
+
+
+def test_a_second_primary_before_it_is_started(cluster: StaticCluster) -> None:
+    node = cluster.nodes[2]
+    node.stop()
+    _, found = check(node, PRIMARY="node3")
+    assert any("'node1' is the primary of the cluster that runs" in error for error in errors_in(found))
 
 
 def test_a_port_that_another_program_has(cluster: StaticCluster) -> None:

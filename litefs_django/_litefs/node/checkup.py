@@ -17,10 +17,11 @@ from typing import Literal
 
 from litefs_django._litefs.client import LiteFSClient
 from litefs_django._litefs.directories import real_mount_path
-from litefs_django._litefs.errors import ClientError, MountError
-from litefs_django._litefs.health import OTHER_CLUSTER, HealthChecker
+from litefs_django._litefs.errors import ClientError, MountError, SupervisorError
+from litefs_django._litefs.health import HealthChecker
 from litefs_django._litefs.listening import Listener, bind_problem, find_listener, host_and_port, is_stopped
 from litefs_django._litefs.mount import PrimaryDetector
+from litefs_django._litefs.node.joining import check_joining
 from litefs_django._litefs.node.mounts import is_mounted, unmount_command
 from litefs_django._litefs.node_file import NodeFile
 from litefs_django._litefs.settings import LiteFSSettings, Node
@@ -61,14 +62,19 @@ class NodeState:
 
 def check_up(settings: LiteFSSettings) -> Iterator[Finding]:
     """Looks once, at everything at the same time, and says how each thing is."""
-    with ThreadPoolExecutor(2) as pool:
+    generation, mount = NodeFile(settings.run).generation(), _mount_state(settings.mount_path)
+    with ThreadPoolExecutor(3) as pool:
         asked = pool.submit(survey, settings.cluster.nodes)
-        listener = pool.submit(find_listener, settings)
-        state = NodeState(NodeFile(settings.run).generation(), _mount_state(settings.mount_path), listener.result())
+        found = pool.submit(find_listener, settings)
+        joining = pool.submit(_joining_problem, settings)
+        state = NodeState(generation, mount, found.result())
         reports = [_own(report, settings, state) for report in asked.result()]
+        refused = "" if state.runs else joining.result()
     yield from _port(settings, state)
     yield from _supervisor(settings, state)
     yield from _mount(settings, state)
+    if refused:
+        yield Finding("error", "cluster", refused, "Until then litefs_run does not start this node.")
     yield from _cluster(settings, state, reports)
     others = zip(settings.cluster.nodes, reports, strict=True)
     yield from _clocks([node for node, report in others if report.info and node != settings.cluster.this])
@@ -80,6 +86,18 @@ def _own(report: NodeReport, settings: LiteFSSettings, state: NodeState) -> Node
     if report.name == settings.cluster.node and state.listener and not state.listener.is_ours:
         return NodeReport(name=report.name, error="another LiteFS answers")
     return report
+
+
+def _joining_problem(settings: LiteFSSettings) -> str:
+    """Why litefs_run would not start this node beside the others; "" when it would, and where that cannot be told."""
+    try:
+        check_joining(settings)
+    except SupervisorError as error:
+        return str(error)
+    except OSError:
+        # DATA_PATH is its own user's alone.
+        return ""
+    return ""
 
 
 def _mount_state(mount_path: Path) -> MountState:
@@ -194,8 +212,6 @@ def _cluster(settings: LiteFSSettings, state: NodeState, reports: Sequence[NodeR
             yield Finding(level, report.name, report.error, hint)
         elif state.mount == "answers" and (state.listener is None or state.listener.is_ours):
             yield Finding("error", f"{this} (here)", report.error, "LiteFS's log says why.")
-    if own := _foreign_cluster(settings, state, answering):
-        yield own
     if not answering:
         return
     problems = HealthChecker(settings.max_lag, (it.name for it in settings.databases)).check(answering).problems
@@ -211,17 +227,6 @@ def _described(report: NodeReport) -> str:
         return "answers, is the primary"
     lag = "never in sync" if report.lag is None else f"heard from its primary {report.lag:.1f} s ago"
     return f"answers, is a replica, {lag}"
-
-
-def _foreign_cluster(settings: LiteFSSettings, state: NodeState, answering: Sequence[NodeReport]) -> Finding | None:
-    """The cluster id that LiteFS will find in DATA_PATH, while it does not run, beside that of the others."""
-    others = {report.info.cluster_id for report in answering if report.info and report.info.cluster_id}
-    with suppress(OSError):
-        own = (settings.data_path / "clusterid").read_text(errors="replace").strip()
-        if not state.runs and others and own not in others:
-            message = f"DATA_PATH {settings.data_path} is of cluster {own}, the other nodes are of {', '.join(others)}."
-            return Finding("error", "cluster", message, OTHER_CLUSTER)
-    return None
 
 
 def _clocks(nodes: Sequence[Node]) -> Iterator[Finding]:
