@@ -42,10 +42,12 @@ class Listener:
     pid: int | None = None
 
     def __str__(self) -> str:
-        who = "the LiteFS of this node" if self.is_ours else "another process"
+        process = f" ({self.pid}{_command(self.pid)})" if self.pid is not None else ""
+        if self.is_ours:
+            return f"the LiteFS of this node{process}"
         if self.pid is None:
-            return who
-        return f"{who} ({self.pid}{_command(self.pid)})"
+            return "another process (or a LiteFS of this node that hangs: this user may not see which it is)"
+        return f"another process{process}"
 
 
 def host_and_port(settings: LiteFSSettings) -> tuple[str, int]:

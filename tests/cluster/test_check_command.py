@@ -11,11 +11,13 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from litefs_django._litefs import listening
 from tests.cluster.commands import run
 from tests.cluster.nodes import LiteFSNode, StaticCluster
 from tests.cluster.plain import write
@@ -231,6 +233,23 @@ def test_a_port_that_another_litefs_has(cluster: StaticCluster) -> None:
     assert code == 1
     (error,) = (it for it in found if it["id"] == "litefs_django.E019")
     assert f"another process ({other.pid}, litefs" in error["message"]
+
+
+def test_a_port_whose_process_is_another_user_s(cluster: StaticCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root sees every process: that none can be seen is made up here. Then LiteFS is asked whose it is."""
+    monkeypatch.setattr(listening, "_listening_process", lambda port: None)
+    node, other = cluster.nodes[:2]
+    own = listening.find_listener(node.settings)
+    assert own is not None
+    assert own.is_ours
+    assert str(own) == "the LiteFS of this node"
+    elsewhere = listening.find_listener(replace(node.settings, data_path=other.data))
+    assert elsewhere is not None
+    assert not elsewhere.is_ours
+    node.pause()
+    # Its last threads stop a moment later.
+    said = "another process (or a LiteFS of this node that hangs"
+    wait_until(lambda: str(listening.find_listener(node.settings)).startswith(said), said)
 
 
 def test_settings_that_have_changed_since(cluster: StaticCluster) -> None:
