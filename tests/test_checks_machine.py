@@ -134,7 +134,7 @@ class TestDirectories:
         [
             ("file", "is not a directory"),
             ("file/below", "cannot be reached (Not a directory)"),
-            ("dangling", "is a symbolic link to gone, which does not exist"),
+            ("dangling", "is a symbolic link"),
             ("dangling/below", "cannot be made: {}/dangling is not a directory"),
             ("/proc/1/below", "does not exist and cannot be made by user 0 in /proc/1"),
         ],
@@ -149,6 +149,16 @@ class TestDirectories:
         (message,) = messages
         assert ids([message]) == ["E018"]
         assert message.msg.startswith(f"LITEFS[\"{key}\"]: '{tmp_path / path}' {said.format(tmp_path)}")
+
+    def test_a_link_to_a_directory(self, configure: Configure, tmp_path: Path) -> None:
+        """Fine but for MOUNT_PATH: the kernel knows mounts by their own names."""
+        (tmp_path / "real").mkdir()
+        for key in self.paths(tmp_path):
+            (tmp_path / key).symlink_to("real")
+        configure({**ONE_NODE, **self.paths(tmp_path)})
+        (message,) = checks.check_directories(None)
+        assert message.msg.startswith('LITEFS["MOUNT_PATH"]: ')
+        assert message.msg.endswith(" is a symbolic link, and has to be the directory itself.")
 
     @pytest.mark.parametrize("mode", [0o777, 0o775])
     def test_that_others_may_write_to(self, configure: Configure, tmp_path: Path, mode: int) -> None:

@@ -11,12 +11,14 @@ from pathlib import Path
 _MAX_LINKS = 40
 
 
-def directory_problem(path: Path, *, is_owned: bool) -> str:
+def directory_problem(path: Path, *, is_owned: bool, may_be_link: bool = True) -> str:
     """Why litefs_run of this user could not use the directory, or not make it where there is none; "" when it can.
 
     `is_owned`: nobody but this user and root may write to it. A file is tried there that has no name, so nothing is
     left behind however this ends.
     """
+    if path.is_symlink() and not may_be_link:
+        return "is a symbolic link, and has to be the directory itself"
     try:
         status = os.stat(path)
     except FileNotFoundError:

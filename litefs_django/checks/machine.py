@@ -80,11 +80,11 @@ def check_directories(app_configs: Sequence[AppConfig] | None, **kwargs: Any) ->
         Error(
             f'LITEFS["{key}"]: {str(path)!r} {problem}.',
             hint="Run this as the user that runs litefs_run. That user needs the directory for itself"
-            + (", or a parent to make it in." if is_owned else " or may make it; a symbolic link does not do."),
+            + (", or a parent to make it in." if is_owned else " or may make it."),
             id="litefs_django.E018",
         )
         for key, (path, is_owned) in paths.items()
-        if (problem := directory_problem(path, is_owned=is_owned))
+        if (problem := directory_problem(path, is_owned=is_owned, may_be_link=key != "MOUNT_PATH"))
     ]
 
 

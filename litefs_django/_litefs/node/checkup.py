@@ -170,7 +170,8 @@ def _supervisor(settings: LiteFSSettings, state: NodeState) -> Iterator[Finding]
 def _mount(settings: LiteFSSettings, state: NodeState) -> Iterator[Finding]:
     path, subject, supervised = settings.mount_path, "mount", state.generation is not None
     if state.mount == "answers":
-        by = f", served by process {state.listener.pid}" if state.listener and state.listener.is_ours else ""
+        pid = state.listener.pid if state.listener and state.listener.is_ours else None
+        by = f", served by process {pid}" if pid is not None else ""
         yield Finding("ok", subject, f"LiteFS is mounted on {path} and answers{by}")
     elif state.mount == "hangs":
         pid = state.listener.pid if state.listener and state.listener.is_ours else None
