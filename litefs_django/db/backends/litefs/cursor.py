@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from django.db.backends.sqlite3.base import SQLiteCursorWrapper
 
 from litefs_django._litefs.judge import Kind, is_empty
+from litefs_django.db.backends.litefs.statements import kind_of
 from litefs_django.exceptions import NotPrimaryError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Cursor(sqlite3.Cursor):
             self.__dict__.clear()
         if sql.startswith("SELECT "):
             return super().execute(sql, parameters)
-        kind = connection.kind_of(sql, parameters)
+        kind = kind_of(connection, sql, parameters)
         execute = super().execute
         if kind is Kind.READ:
             return execute(sql, parameters)
@@ -52,7 +53,7 @@ class Cursor(sqlite3.Cursor):
     def executemany(self, sql: str, parameters: Iterable[Any], /) -> Cursor:
         connection = self.connection
         connection.check_alive()
-        kind = connection.kind_of(sql, ())
+        kind = kind_of(connection, sql, ())
         if kind not in (Kind.DML, Kind.WRITE):
             # sqlite3 lets BEGIN, COMMIT and half of the PRAGMAs through.
             raise sqlite3.ProgrammingError("executemany() can only execute DML statements.")

@@ -14,12 +14,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from litefs_django._litefs.judge import Kind, Pragma, attached_file, explains_write, judge, parse_pragma, vacuum_target
+from litefs_django._litefs.judge import Kind
 from litefs_django.db.backends.litefs.cursor import Cursor
 from litefs_django.db.backends.litefs.locks import Locks, end_with_thread
 from litefs_django.db.backends.litefs.mounted import MountedConnection
 from litefs_django.db.backends.litefs.place import Place, Reopen, Role
-from litefs_django.db.backends.litefs.unsupported import check_attached, check_pragma, check_vacuum_target
 from litefs_django.exceptions import CommitOutcomeUnknown, NotPrimaryError
 
 T = TypeVar("T")
@@ -127,32 +126,9 @@ class Connection(MountedConnection):
             raise sqlite3.NotSupportedError("Open a blob for writing inside transaction.atomic().")
         return self._run_inside(lambda: open_blob(*args, readonly=False, **kwargs))
 
-    # Before a statement.
-
     def make_wal(self) -> None:
         """Turns a new, empty database into a WAL one, and thereby into one that LiteFS replicates."""
         self._run_alone(lambda: sqlite3.Cursor(self).execute("PRAGMA journal_mode = WAL"))
-
-    def kind_of(self, sql: str, parameters: Any) -> Kind:
-        """What the statement does. Raises NotSupportedError for what LiteFS cannot carry."""
-        kind = judge(sql)
-        if kind is Kind.PRAGMA:
-            pragma = parse_pragma(sql)
-            if pragma is None:
-                return Kind.READ
-            if pragma.is_unsafe:
-                check_pragma(pragma, self._current(pragma))
-            return Kind.WRITE if pragma.writes else Kind.READ
-        if kind is Kind.ATTACH:
-            check_attached(attached_file(sql, parameters), self.place.settings.mount_path)
-            return Kind.READ
-        if kind is Kind.VACUUM_INTO:
-            check_vacuum_target(vacuum_target(sql, parameters), self.place.settings.mount_path)
-            return Kind.READ
-        if kind is None:
-            # SQLite decides by itself on a replica's connection.
-            return Kind.WRITE if not self.is_writable or self._explains_write(sql, parameters) else Kind.READ
-        return kind
 
     # Running it.
 
@@ -293,26 +269,6 @@ class Connection(MountedConnection):
             self.is_obsolete = True
             return self.place.not_primary("It became the primary during this transaction: run it again. ")
         return Reopen("This node has become the primary.")
-
-    def _current(self, pragma: Pragma) -> object:
-        schema = f'"{pragma.schema}".' if pragma.schema else ""
-        (current,) = sqlite3.Cursor(self).execute(f"PRAGMA {schema}{pragma.name}").fetchone()
-        return current
-
-    _explained: dict[str, bool] = {}
-
-    def _explains_write(self, sql: str, parameters: Any) -> bool:
-        known = self._explained.get(sql)
-        if known is None:
-            try:
-                known = explains_write(sqlite3.Cursor(self).execute(f"EXPLAIN {sql}", parameters))
-            except sqlite3.Error:
-                # The statement itself will say what is wrong with it.
-                return True
-            if len(self._explained) >= 1000:
-                self._explained.clear()
-            self._explained[sql] = known
-        return known
 
     # Turn and gate.
 
