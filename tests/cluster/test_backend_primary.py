@@ -19,14 +19,14 @@ from django.db import IntegrityError, NotSupportedError, OperationalError, trans
 from django.db.utils import DatabaseError
 from pytest_django import DjangoDbBlocker
 
-from litefs_django._litefs.write_turn import FileLock, gate_path, turn_path
+from litefs_django._litefs.write_turn import FileLock
 from litefs_django.db.backends.litefs.base import DatabaseWrapper
 from tests.cluster.conftest import StartPython
 from tests.cluster.connections import DjangoConnections
 from tests.cluster.library import AUTHORS, INSERT, Statement, authors, books, insert_rows, make_library, raw
+from tests.cluster.locks import assert_free, gate, held, is_free, turn
 from tests.cluster.models import Author
 from tests.cluster.nodes import LiteFSNode, StaticCluster
-from tests.machine import wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -65,35 +65,6 @@ def connection(
     yield connection
     cluster.wait_equal(name)
     assert len(cluster.answering) == 2, "a node's LiteFS has ended"
-
-
-@contextmanager
-def held(*paths: Path) -> Iterator[None]:
-    """Somebody else holds these locks."""
-    with ExitStack() as stack:
-        for path in paths:
-            lock = stack.enter_context(closing(FileLock(path)))
-            assert lock.acquire(30)
-        yield
-
-
-def turn(connection: DatabaseWrapper) -> Path:
-    return turn_path(connection.place.settings.run, connection.place.path.name)
-
-
-def gate(connection: DatabaseWrapper) -> Path:
-    return gate_path(connection.place.settings.run, connection.place.path.name)
-
-
-def is_free(path: Path) -> bool:
-    with closing(FileLock(path)) as lock:
-        return lock.acquire(0)
-
-
-def assert_free(connection: DatabaseWrapper) -> None:
-    """Waits: whoever timed out may be given the lock once more, and gives it back at once."""
-    for lock in (turn, gate):
-        wait_until(lambda: is_free(lock(connection)), f"the {lock.__name__} is free", timeout=5)  # noqa: B023
 
 
 def names_elsewhere(connection: DatabaseWrapper) -> set[str]:
@@ -216,6 +187,35 @@ def test_turn_and_gate_share_one_time_out(
     (for_turn, waited), (for_gate, _) = given[turn(connection)], given[gate(connection)]
     assert for_turn == 1
     assert 0 <= for_gate <= for_turn - waited + 0.01
+    assert_free(connection)
+
+
+@pytest.mark.parametrize("statement", [create, lambda c: in_atomic(c, create)])
+def test_a_write_waits_once_in_line_and_for_who_does_not_stand_there(
+    connection: DatabaseWrapper,
+    node: LiteFSNode,
+    name: str,
+    django_connection: DjangoConnections,
+    statement: Statement,
+) -> None:
+    """What it has waited for its turn SQLite does not wait once more."""
+    patient = django_connection(node, name, alias="patient", timeout=2)
+    patient.ensure_connection()
+    with closing(sqlite3.connect(node.database(name), isolation_level=None)) as outsider, ExitStack() as stack:
+        outsider.execute("BEGIN IMMEDIATE")
+        stack.enter_context(held(turn(connection)))
+        timer = threading.Timer(1.5, stack.close)
+        timer.start()
+        started = time.monotonic()
+        with pytest.raises(OperationalError, match="database is locked"):
+            statement(patient)
+        waited = time.monotonic() - started
+        timer.join()
+        outsider.execute("ROLLBACK")
+    # Twice would be 3.5.
+    assert 1.5 <= waited < 3
+    assert raw(patient).execute("PRAGMA busy_timeout").fetchone() == (2000,)
+    statement(patient)
     assert_free(connection)
 
 
@@ -811,6 +811,7 @@ def test_a_forked_child_changes_nothing_for_its_parent(
     code = """
 import os, warnings
 from django.db import connection, connections, transaction
+from tests.cluster.locks import assert_free, gate, held, is_free, turn
 from tests.cluster.models import Author
 warnings.simplefilter("ignore", DeprecationWarning)
 

@@ -354,9 +354,11 @@ def test_an_open_iteration_delays_the_promotion_and_no_more(cluster: ConsulClust
     next(rows)
     node = node_of(cluster, there)
     wait_for(lambda: cluster._request(node), f"{node.name} accepts POST /promote", cluster.nodes)
-    for row in rows:
+    # With the last two rows, which are fetched together, the SELECT ends.
+    for row in itertools.islice(rows, AUTHORS - 3):
         with pytest.raises(NotPrimaryError):
             write_row(row, there)
+    assert len(list(rows)) == 2
     wait_for(node.is_primary, f"{node.name} is primary", cluster.nodes)
     create(there)
 

@@ -141,12 +141,18 @@ class DatabaseWrapper(base.DatabaseWrapper):
         self.cursor().execute(f"BEGIN {mode}" if mode else "BEGIN")
 
     def _rollback(self) -> None:
-        if self.is_guarded and self.connection is not None and self.connection.is_left_behind():
-            # ROLLBACK on the connection of a LiteFS that has ended hangs for ten seconds.
-            self.connection.end_turn()
+        connection = self.connection
+        if not self.is_guarded or connection is None or not connection.is_left_behind():
+            super()._rollback()  # type: ignore[misc]
+            return
+        # ROLLBACK on the connection of a LiteFS that has ended hangs for ten seconds.
+        connection.end_turn()
+        if connection.isolation_level is not None:
             self.reopen()
         else:
-            super()._rollback()  # type: ignore[misc]
+            # As if closed inside atomic(), which then opens none to end with: where none can be opened, that error
+            # would take the place of the one that ended the block.
+            self.connection, self.closed_in_transaction = None, True
 
 
 class _Reopening:

@@ -35,7 +35,12 @@ class Cursor(sqlite3.Cursor):
         if self._rows is not None or self._changed is not None:
             self.__dict__.clear()
         if sql.startswith("SELECT "):
-            return super().execute(sql, parameters)
+            try:
+                return super().execute(sql, parameters)
+            except sqlite3.OperationalError:
+                # Where no supervisor says that LiteFS has ended, this one hung; the next one will not.
+                connection.role()
+                raise
         kind = kind_of(connection, sql, parameters)
         execute = super().execute
         if kind is Kind.READ:

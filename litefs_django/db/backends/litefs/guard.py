@@ -10,13 +10,14 @@ It raises sqlite3's errors, which Django turns into its own, and the two of `lit
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
 from litefs_django._litefs.judge import Kind
 from litefs_django.db.backends.litefs.cursor import Cursor
-from litefs_django.db.backends.litefs.locks import Locks, end_with_thread
+from litefs_django.db.backends.litefs.locks import Locks, end_with_thread, run_after
 from litefs_django.db.backends.litefs.mounted import MountedConnection
 from litefs_django.db.backends.litefs.place import Place, Reopen, Role
 from litefs_django.exceptions import CommitOutcomeUnknown, NotPrimaryError
@@ -36,6 +37,7 @@ class Connection(MountedConnection):
         self.locks = Locks(place, kwargs.get("timeout", 5.0))
         self._has_written = False
         self._began_with_savepoint = False
+        self._one_at_a_time = threading.RLock()
         super().__init__(*args, place=place, **kwargs)
 
     # What Python's sqlite3 and Django call.
@@ -55,17 +57,19 @@ class Connection(MountedConnection):
         return self.cursor().executescript(script)
 
     def commit(self) -> None:
-        if self.in_transaction:
-            self.check_alive()
-            self._commit(super().commit)
-
-    def rollback(self) -> None:
-        try:
+        with self._one_at_a_time:
             if self.in_transaction:
                 self.check_alive()
-            super().rollback()
-        finally:
-            self.end_turn()
+                self._commit(super().commit)
+
+    def rollback(self) -> None:
+        with self._one_at_a_time:
+            try:
+                if self.in_transaction:
+                    self.check_alive()
+                super().rollback()
+            finally:
+                self.end_turn()
 
     def __exit__(self, exc_type: Any, *exc_info: Any) -> Any:
         if exc_type is not None:
@@ -116,7 +120,8 @@ class Connection(MountedConnection):
         target.check_alive()
         if not target.is_writable:
             raise target._refusal()
-        return target._run_alone(lambda: super(Connection, self).backup(target, **kwargs))
+        with target._one_at_a_time:
+            return target._run_alone(lambda: super(Connection, self).backup(target, **kwargs))
 
     def blobopen(self, *args: Any, readonly: bool = False, **kwargs: Any) -> sqlite3.Blob:
         open_blob = super().blobopen
@@ -124,7 +129,8 @@ class Connection(MountedConnection):
             return open_blob(*args, readonly=True, **kwargs)
         if not self.in_transaction:
             raise sqlite3.NotSupportedError("Open a blob for writing inside transaction.atomic().")
-        return self._run_inside(lambda: open_blob(*args, readonly=False, **kwargs))
+        with self._one_at_a_time:
+            return self._run_inside(lambda: open_blob(*args, readonly=False, **kwargs))
 
     def make_wal(self) -> None:
         """Turns a new, empty database into a WAL one, and thereby into one that LiteFS replicates."""
@@ -133,7 +139,14 @@ class Connection(MountedConnection):
     # Running it.
 
     def run(self, kind: Kind, statement: Callable[[], T]) -> T:
-        """Runs what is not a plain read, with the locks and checks that its kind asks for."""
+        """Runs what is not a plain read, with the locks and checks that its kind asks for.
+
+        One at a time: the threads that share a connection share its turn and its gate, too.
+        """
+        with self._one_at_a_time:
+            return self._run(kind, statement)
+
+    def _run(self, kind: Kind, statement: Callable[[], T]) -> T:
         if not self.is_writable:
             if kind is Kind.BEGIN_WRITE and not self.in_transaction:
                 self.agree_with_role()
@@ -185,36 +198,39 @@ class Connection(MountedConnection):
             raise self._refusal() from error
 
     def _run_inside(self, statement: Callable[[], T]) -> T:
-        if not self.locks.has_turn:
-            self._take_turn()
+        waited = 0.0 if self.locks.has_turn else self._take_turn()
         self._has_written = True
         try:
-            return self._explaining(statement, at_commit=False)
+            return self._explaining(statement, at_commit=False, waited=waited)
         finally:
             if not self.in_transaction:
                 self.end_turn()
 
     def _begin(self, kind: Kind, statement: Callable[[], T]) -> T:
         try:
-            self._take_turn()
+            waited = self._take_turn()
+            if kind is Kind.DML:
+                begin = sqlite3.Cursor(self).execute
+                self._explaining(lambda: begin("BEGIN IMMEDIATE"), at_commit=False, waited=waited)
+                self._has_written = True
+                waited = 0.0
+            return self._explaining(statement, at_commit=False, waited=waited)
         except NotPrimaryError:
             if kind is Kind.BEGIN_WRITE:
                 # It may only want to read, and reads are never refused.
                 raise Reopen("This node is not the primary any more.") from None
             raise
-        try:
-            if kind is Kind.DML:
-                sqlite3.Cursor(self).execute("BEGIN IMMEDIATE")
-                self._has_written = True
-            return self._explaining(statement, at_commit=False)
         finally:
             if not self.in_transaction:
                 self.end_turn()
 
     def _run_alone(self, statement: Callable[[], T]) -> T:
+        if self.locks.has_gate:
+            # A function that SQLite calls inside another write runs it; they commit together.
+            return statement()
         try:
-            self._take_turn(with_gate=True)
-            result = self._explaining(statement, at_commit=True)
+            waited = self._take_turn(with_gate=True)
+            result = self._explaining(statement, at_commit=True, waited=waited)
             self._confirm()
             return result
         finally:
@@ -234,9 +250,9 @@ class Connection(MountedConnection):
         finally:
             self._end_commit()
 
-    def _explaining(self, statement: Callable[[], T], *, at_commit: bool) -> T:
+    def _explaining(self, statement: Callable[[], T], *, at_commit: bool, waited: float = 0.0) -> T:
         try:
-            return statement()
+            return run_after(waited, self, statement)
         except sqlite3.Error as error:
             explained = self.explained(error, at_commit=at_commit)
             if explained is error:
@@ -272,18 +288,19 @@ class Connection(MountedConnection):
 
     # Turn and gate.
 
-    def _take_turn(self, *, with_gate: bool = False) -> None:
-        """Takes the turn, and the gate, then finds that this node is still primary.
+    def _take_turn(self, *, with_gate: bool = False) -> float:
+        """Takes the turn, and the gate, then finds that this node is still primary; the seconds that it waited.
 
         Raises OperationalError ('database is locked') after the connection's time-out, NotPrimaryError,
         or Reopen; it holds no turn then.
         """
-        self.locks.take_turn(with_gate=with_gate)
+        waited = self.locks.take_turn(with_gate=with_gate)
         try:
             self._find_primary()
         except BaseException:
             self.locks.end_turn()
             raise
+        return waited
 
     def _find_primary(self) -> None:
         role = self.role()

@@ -7,11 +7,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 from weakref import WeakSet
 
 from litefs_django._litefs.write_turn import FileLock, gate_path, turn_path
 from litefs_django.db.backends.litefs.place import Place
+
+T = TypeVar("T")
 
 
 class Locks:
@@ -19,7 +21,11 @@ class Locks:
 
     Taking one raises OperationalError: 'database is locked' when it does not come within `timeout` seconds, turn
     and gate together where both are taken at once; or the reason why its file cannot be opened.
+
+    `taken_by` is the thread that took the turn last.
     """
+
+    taken_by: int | None = None
 
     def __init__(self, place: Place, timeout: float) -> None:
         self._place = place
@@ -31,17 +37,24 @@ class Locks:
     def has_turn(self) -> bool:
         return self._turn is not None and self._turn.is_held
 
-    def take_turn(self, *, with_gate: bool = False) -> None:
+    @property
+    def has_gate(self) -> bool:
+        return self._gate is not None and self._gate.is_held
+
+    def take_turn(self, *, with_gate: bool = False) -> float:
+        """The seconds that it waited."""
         if self._turn is None:
             self._turn = self._open(turn_path)
-        deadline = time.monotonic() + self._timeout
+        begin = time.monotonic()
         self._acquire(self._turn, self._timeout)
+        self.taken_by = threading.get_ident()
         if with_gate:
             try:
-                self.take_gate(deadline)
+                self.take_gate(begin + self._timeout)
             except BaseException:
                 self._turn.release()
                 raise
+        return time.monotonic() - begin
 
     def take_gate(self, deadline: float | None = None) -> None:
         if self._gate is None:
@@ -78,6 +91,22 @@ class Locks:
             ) from error
 
 
+def run_after(waited: float, connection: sqlite3.Connection, statement: Callable[[], T]) -> T:
+    """Runs a statement that has waited so many seconds in line.
+
+    For a program that does not stand in line SQLite then waits what is left of the connection's time-out.
+    """
+    if waited < 0.05:
+        return statement()
+    execute = sqlite3.Cursor(connection).execute
+    (timeout,) = execute("PRAGMA busy_timeout").fetchone()
+    execute(f"PRAGMA busy_timeout = {max(0, timeout - round(waited * 1000))}")
+    try:
+        return statement()
+    finally:
+        execute(f"PRAGMA busy_timeout = {timeout}")
+
+
 class _Holder(Protocol):
     @property
     def locks(self) -> Locks: ...
@@ -89,10 +118,12 @@ class _EndOfThread:
 
     def __init__(self) -> None:
         self.holders: WeakSet[_Holder] = WeakSet()
+        self._thread = threading.get_ident()
 
     def __del__(self) -> None:
         for holder in self.holders:
-            if holder.locks.has_turn:
+            # Not what another thread writes by a connection that both share.
+            if holder.locks.has_turn and holder.locks.taken_by == self._thread:
                 holder.close()
 
 

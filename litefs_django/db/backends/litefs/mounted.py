@@ -9,11 +9,15 @@ from typing import Any
 from litefs_django._litefs.mount import WRITABLE
 from litefs_django.db.backends.litefs.place import Place, Reopen, Role
 
+# A generation that no supervisor ever gives.
+_ENDED = -1
+
 
 class MountedConnection(sqlite3.Connection):
     """`device` and `generation` are of the mount that it was opened on, `is_writable` this node's role then.
 
-    `is_obsolete` once it has found another role than that.
+    `is_obsolete` once it has found another role than that. Once it has found its mount gone it is left behind for
+    good, whatever a supervisor says.
     """
 
     def __init__(
@@ -32,13 +36,16 @@ class MountedConnection(sqlite3.Connection):
         try:
             status = os.stat(self.place.path)
         except OSError:
-            return Role.GONE
-        if status.st_dev != self.device:
+            status = None
+        if status is None or status.st_dev != self.device:
+            self.generation = _ENDED
             return Role.GONE
         return Role.PRIMARY if status.st_mode & WRITABLE else Role.REPLICA
 
     def is_left_behind(self) -> bool:
         """Whether the LiteFS that this connection was opened on has ended, as far as is known."""
+        if self.generation == _ENDED:
+            return True
         current = self.node_file.generation()
         if current is None or current == self.generation:
             return False
