@@ -119,7 +119,8 @@ Three nodes with LiteFS are running in {directory}:
   {other.name}  {other.url}/   a replica
 
 Try this:
-  - Sign up on {primary.name} and post a message. It is on the others at once; you are logged in there too.
+  - Sign up on {primary.name} and post a message, with a picture if you like. It is on the others at once, and you
+    are logged in there too.
   - Post on {one.name}. Only the primary writes, so the page says so and links to it.
   - Look at the foot of each page: node, role, position, lag.
   - Look into Django's admin: {primary.url}/admin/ (user admin, password {password}).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import signal
 import time
 import urllib.parse
@@ -43,12 +44,24 @@ def wait_until(check: Callable[[], None]) -> None:
         time.sleep(0.05)
 
 
+# A picture of one pixel.
+PICTURE = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010806000000"
+    "1f15c4890000000d49444154789c63f8cfc0f01f00050001ff56c72f0d0000000049454e44ae426082"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     """One answer. Status 0: none came."""
 
     status: int
-    text: str
+    body: bytes
+    content_type: str = ""
+
+    @property
+    def text(self) -> str:
+        return self.body.decode()
 
     @property
     def footer(self) -> str:
@@ -75,16 +88,30 @@ class Browser:
         return self._open(url, None)
 
     def post(self, url: str, **fields: str) -> Page:
-        tokens = {cookie.name: cookie.value or "" for cookie in self.cookies}
-        return self._open(url, {**fields, "csrfmiddlewaretoken": tokens["csrftoken"]})
+        return self._open(url, urllib.parse.urlencode({**fields, **self._token()}).encode())
 
-    def _open(self, url: str, fields: dict[str, str] | None) -> Page:
-        data = None if fields is None else urllib.parse.urlencode(fields).encode()
+    def upload(self, url: str, name: str, content: bytes, **fields: str) -> Page:
+        """A post with this file as its `attachment` (RFC 7578)."""
+        edge = secrets.token_hex()
+        parts = [
+            f'Content-Disposition: form-data; name="{key}"\r\n\r\n{value}'.encode()
+            for key, value in {**fields, **self._token()}.items()
+        ]
+        header = f'Content-Disposition: form-data; name="attachment"; filename="{name}"\r\n\r\n'
+        parts.append(header.encode() + content)
+        body = b"".join(f"--{edge}\r\n".encode() + part + b"\r\n" for part in parts) + f"--{edge}--\r\n".encode()
+        return self._open(url, body, f"multipart/form-data; boundary={edge}")
+
+    def _token(self) -> dict[str, str]:
+        return {"csrfmiddlewaretoken": next(c.value or "" for c in self.cookies if c.name == "csrftoken")}
+
+    def _open(self, url: str, data: bytes | None, kind: str = "application/x-www-form-urlencoded") -> Page:
+        request = urllib.request.Request(url, data, {} if data is None else {"Content-Type": kind})
         try:
-            with self.opener.open(url, data, timeout=30) as response:
-                return Page(response.status, response.read().decode())
+            with self.opener.open(request, timeout=30) as response:
+                return Page(response.status, response.read(), response.headers["Content-Type"])
         except OSError as error:
-            return Page(0, str(error))
+            return Page(0, str(error).encode())
 
 
 class Scenario:
@@ -100,6 +127,7 @@ class Scenario:
         """Whether everything was as it should be."""
         try:
             self.read_and_write()
+            self.upload_a_picture()
             self.refuse_on_replicas()
             self.restart_the_primary()
             self.kill_litefs()
@@ -140,10 +168,29 @@ class Scenario:
                 wait_until(partial(self.expect_messages, replica))
                 self.expect_logged_in(self.browser.get(replica.url))
 
+    def upload_a_picture(self) -> None:
+        with self.step(f"post a message with a picture on {self.primary.name}"):
+            text = "Message with a picture"
+            page = self.browser.upload(f"{self.primary.url}/new/", "pixel.png", PICTURE, text=text)
+            expect("the answer's status", page.status, 200)
+            self.posted.append(text)
+            found = re.search(r'<img src="([^"]*)"', page.text)
+            if found is None:
+                raise Different("there is no picture on the page that follows")
+        for replica in self.replicas:
+            with self.step(f"the same bytes come from {replica.name}, as a picture"):
+                wait_until(partial(self.expect_messages, replica))
+                page = self.browser.get(f"{replica.url}{found[1]}")
+                expect("the answer's status", page.status, 200)
+                expect("its content type", page.content_type, "image/png")
+                expect("its content", page.body, PICTURE)
+
     def refuse_on_replicas(self) -> None:
         for replica in self.replicas:
             with self.step(f"a message posted on {replica.name} is refused, with a link to the primary"):
                 self.expect_refused(replica, self.browser.post(f"{replica.url}/new/", text="Not to be saved"))
+                page = self.browser.upload(f"{replica.url}/new/", "pixel.png", PICTURE, text="Not to be saved")
+                self.expect_refused(replica, page)
             with self.step(f"a login on {replica.name} is refused in the same way"):
                 visitor = Browser()
                 visitor.get(f"{replica.url}/login/")

@@ -10,6 +10,6 @@ from board.models import Message
 class MessageForm(forms.ModelForm):
     class Meta:
         model = Message
-        fields = ["text"]
+        fields = ["text", "attachment"]
         widgets = {"text": forms.Textarea(attrs={"rows": 3, "placeholder": "What do you want to say?"})}
         labels = {"text": "Message"}

@@ -5,15 +5,31 @@ from __future__ import annotations
 from unittest.mock import patch
 
 from django.contrib.auth.models import User
-from django.test import TestCase
-from django.urls import reverse
+from django.contrib.sessions.models import Session
+from django.core.exceptions import SuspiciousFileOperation
+from django.core.files.base import ContentFile
+from django.core.files.storage import default_storage
+from django.core.files.uploadedfile import SimpleUploadedFile
+from django.db import DatabaseError, IntegrityError
+from django.db.transaction import atomic
+from django.http import HttpRequest, HttpResponse
+from django.test import TestCase, override_settings
+from django.urls import path, reverse
 
-from board.models import Message
+from board.models import Message, StoredFile
+from board.storage import DatabaseStorage
+from board.uploads import MAX_SIZE
+from board_site.urls import urlpatterns
 from litefs_django import NotPrimaryError
 from litefs_django._litefs.settings import Node
 
 NODE2 = Node(name="node2", address="10.0.0.2", url="http://10.0.0.2:8000")
 NODE1 = Node(name="node1", address="10.0.0.1", url="http://10.0.0.1:8000")
+
+
+def refusal(primary: Node | None) -> NotPrimaryError:
+    """A fake: in these tests no LiteFS runs."""
+    return NotPrimaryError("refused", alias="default", node=NODE2, primary=primary)
 
 
 class MessageTests(TestCase):
@@ -85,15 +101,188 @@ class AccountTests(TestCase):
         self.assertContains(response, "seen by the admin")
 
 
+PICTURE = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010806000000"
+    "1f15c4890000000d49444154789c63f8cfc0f01f00050001ff56c72f0d0000000049454e44ae426082"
+)
+SCRIPT = b"<script>alert(document.cookie)</script>"
+
+
+class UploadTests(TestCase):
+    user: User
+
+    @classmethod
+    def setUpTestData(cls) -> None:
+        cls.user = User.objects.create_superuser("ada")
+
+    def setUp(self) -> None:
+        self.client.force_login(self.user)
+
+    def post(self, name: str, content: bytes) -> Message:
+        fields = {"text": "with a file", "attachment": SimpleUploadedFile(name, content)}
+        self.assertRedirects(self.client.post(reverse("message-create"), fields), reverse("message-list"))
+        return Message.objects.latest("pk")
+
+    def test_a_picture_is_shown(self) -> None:
+        message = self.post("One pixel.PNG", PICTURE)
+
+        self.assertContains(self.client.get(reverse("message-list")), f'<img src="{message.attachment.url}"')
+        response = self.client.get(message.attachment.url)
+        self.assertEqual(response.content, PICTURE)
+        self.assertEqual(response["Content-Type"], "image/png")
+        self.assertEqual(response["Content-Disposition"], 'inline; filename="One_pixel.PNG"')
+
+    def test_nothing_else_is_shown(self) -> None:
+        for name in ("a.html", "a.svg", "a.xhtml", "a.pdf", "a.js", "a", "a.png.html", "a.htm\u0142"):
+            message = self.post(name, SCRIPT)
+
+            self.assertNotContains(self.client.get(reverse("message-list")), f'<img src="{message.attachment.url}"')
+            response = self.client.get(message.attachment.url)
+            self.assertEqual(response.content, SCRIPT)
+            self.assertEqual(response["Content-Type"], "application/octet-stream")
+            self.assertRegex(response["Content-Disposition"], "^attachment; filename")
+
+    def test_a_page_that_calls_itself_a_picture_is_none_to_a_browser(self) -> None:
+        fields = {"text": "!", "attachment": SimpleUploadedFile("a.png", SCRIPT, content_type="text/html")}
+        self.client.post(reverse("message-create"), fields)
+
+        response = self.client.get(Message.objects.get().attachment.url)
+
+        self.assertEqual(response["Content-Type"], "image/png")
+        self.assertEqual(response["X-Content-Type-Options"], "nosniff")
+        self.assertEqual(response["Content-Security-Policy"], "default-src 'none'; sandbox")
+
+    def test_names_that_mean_something_else(self) -> None:
+        for name, kept in [
+            ("../../etc/passwd", "passwd"),
+            ("a b;c=<i>.png", "a_bci.png"),
+            ("x" * 150 + ".png", "x" * 150 + ".png"),
+        ]:
+            message = self.post(name, PICTURE)
+
+            self.assertEqual(message.filename, kept)
+            self.assertEqual(self.client.get(message.attachment.url).content, PICTURE)
+
+    def test_the_same_name_twice(self) -> None:
+        first, second = self.post("a.txt", b"first"), self.post("a.txt", b"second")
+
+        self.assertEqual((first.filename, second.filename), ("a.txt", "a.txt"))
+        self.assertEqual(self.client.get(first.attachment.url).content, b"first")
+        self.assertEqual(self.client.get(second.attachment.url).content, b"second")
+
+    def test_the_limit(self) -> None:
+        self.post("a.bin", bytes(MAX_SIZE))
+
+        file = SimpleUploadedFile("b.bin", bytes(MAX_SIZE + 1))
+        response = self.client.post(reverse("message-create"), {"text": "more", "attachment": file})
+
+        self.assertContains(response, "1.0\xa0MB is the limit.")
+        self.assertEqual((Message.objects.count(), StoredFile.objects.count()), (1, 1))
+
+    def test_it_goes_with_its_message(self) -> None:
+        message = self.post("a.txt", b"mine")
+        address = message.attachment.url
+
+        self.client.post(reverse("message-delete", args=[message.pk]))
+
+        self.assertEqual(self.client.get(address).status_code, 404)
+        self.assertFalse(StoredFile.objects.exists())
+
+    def test_it_goes_with_its_author(self) -> None:
+        self.post("a.txt", b"mine")
+
+        User.objects.filter(pk=self.user.pk).delete()
+
+        self.assertFalse(StoredFile.objects.exists())
+
+    def test_a_message_that_is_not_saved_leaves_no_file(self) -> None:
+        with self.assertRaises(IntegrityError), atomic():
+            Message.objects.create(text="by nobody", attachment=ContentFile(b"lost", "a.txt"))
+
+        self.assertFalse(StoredFile.objects.exists())
+
+    def test_in_the_admin(self) -> None:
+        message = self.post("first.txt", b"first")
+        address = reverse("admin:board_message_change", args=[message.pk])
+        self.assertContains(self.client.get(address), f'href="{message.attachment.url}"')
+        fields = {"author": self.user.pk, "text": message.text}
+
+        self.client.post(address, {**fields, "attachment": SimpleUploadedFile("second.txt", b"second")})
+        message.refresh_from_db()
+        self.assertEqual(message.filename, "second.txt")
+        self.assertEqual(bytes(StoredFile.objects.get().content), b"second")
+
+        self.client.post(address, fields)
+        self.assertEqual(bytes(StoredFile.objects.get().content), b"second")
+
+        self.client.post(address, {**fields, "attachment-clear": "on"})
+        message.refresh_from_db()
+        self.assertFalse(message.attachment)
+        self.assertFalse(StoredFile.objects.exists())
+
+    def test_deleted_in_the_admins_list(self) -> None:
+        message = self.post("a.txt", b"mine")
+        fields = {"action": "delete_selected", "_selected_action": message.pk, "post": "yes"}
+
+        self.client.post(reverse("admin:board_message_changelist"), fields)
+
+        self.assertFalse(StoredFile.objects.exists())
+
+
+class DatabaseStorageTests(TestCase):
+    def test_a_file(self) -> None:
+        name = default_storage.save("a/b.txt", ContentFile(b"content"))
+
+        self.assertEqual((name, default_storage.size(name), default_storage.exists(name)), ("a/b.txt", 7, True))
+        with default_storage.open(name) as file:
+            self.assertEqual(file.read(), b"content")
+        default_storage.delete(name)
+        self.assertFalse(default_storage.exists(name))
+
+    def test_a_name_that_is_taken(self) -> None:
+        names = [default_storage.save("a.txt", ContentFile(content)) for content in (b"first", b"second")]
+
+        self.assertEqual([default_storage.open(name).read() for name in names], [b"first", b"second"])
+
+    def test_a_name_that_is_taken_at_the_last_moment(self) -> None:
+        """As by another process, between the question and the write: for the test nothing is found at first."""
+        default_storage.save("a.txt", ContentFile(b"first"))
+
+        with patch.object(DatabaseStorage, "exists", side_effect=[False, True, False]):
+            name = default_storage.save("a.txt", ContentFile(b"second"))
+
+        self.assertNotEqual(name, "a.txt")
+        self.assertEqual(default_storage.open("a.txt").read(), b"first")
+        self.assertEqual(default_storage.open(name).read(), b"second")
+
+    def test_what_it_refuses(self) -> None:
+        with self.assertRaisesMessage(SuspiciousFileOperation, "'a.txt' has 1048577 bytes; 1048576 is the limit."):
+            default_storage.save("a.txt", ContentFile(bytes(MAX_SIZE + 1)))
+        with self.assertRaises(FileNotFoundError):
+            default_storage.open("a.txt")
+        with self.assertRaises(FileNotFoundError):
+            default_storage.size("a.txt")
+        with self.assertRaisesMessage(ValueError, "'a.txt' cannot be opened as 'wb', only for reading ('rb')."):
+            default_storage.open("a.txt", "wb")
+
+
+def remember(request: HttpRequest) -> HttpResponse:
+    """A view that leaves the session to be saved."""
+    request.session["remembered"] = "this"
+    return HttpResponse("done")
+
+
+urlpatterns = [*urlpatterns, path("remember/", remember)]
+
+
 class NodeTests(TestCase):
     def test_footer_says_that_litefs_is_off(self) -> None:
         self.assertContains(self.client.get(reverse("message-list")), "LiteFS is off")
 
     def refuse(self, primary: Node | None) -> str:
-        """The page of a refused write. The error is a fake: in these tests no LiteFS runs."""
+        """The page of a refused write."""
         self.client.force_login(User.objects.create_user("ada"))
-        error = NotPrimaryError("refused", alias="default", node=NODE2, primary=primary)
-        with patch.object(Message, "save", side_effect=error):
+        with patch.object(Message, "save", side_effect=refusal(primary)):
             response = self.client.post(reverse("message-create"), {"text": "hello"})
         self.assertContains(response, "Not saved: node2 is a replica", status_code=503)
         return response.content.decode()
@@ -103,3 +292,28 @@ class NodeTests(TestCase):
 
     def test_refused_write_without_a_primary(self) -> None:
         self.assertIn("There is no primary at the moment", self.refuse(primary=None))
+
+    @override_settings(ROOT_URLCONF="board.tests")
+    def test_refused_session_of_a_new_visitor(self) -> None:
+        with patch.object(Session, "save", side_effect=refusal(NODE1)):
+            response = self.client.get("/remember/")
+
+        self.assertContains(response, "Not saved: node2 is a replica", status_code=503)
+        self.assertFalse(response.cookies)
+
+    @override_settings(ROOT_URLCONF="board.tests")
+    def test_refused_session_of_a_visitor_who_has_one(self) -> None:
+        self.client.force_login(User.objects.create_user("ada"))
+
+        with patch.object(Session, "save", side_effect=refusal(NODE1)):
+            response = self.client.get("/remember/")
+
+        self.assertContains(response, "Not saved: node2 is a replica", status_code=503)
+        self.assertNotIn("remembered", self.client.session)
+
+    @override_settings(ROOT_URLCONF="board.tests")
+    def test_a_session_that_is_gone_is_still_what_django_makes_of_it(self) -> None:
+        self.client.force_login(User.objects.create_user("ada"))
+
+        with patch.object(Session, "save", side_effect=DatabaseError("It has gone.")):
+            self.assertEqual(self.client.get("/remember/").status_code, 400)
