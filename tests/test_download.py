@@ -138,11 +138,15 @@ class TestInstalls:
         binary.verify(target)
 
     def test_past_what_a_killed_one_has_left(self, server: Server, target: Path, real: bytes) -> None:
-        left = target.with_name(f".litefs.{os.getpid()}")
-        left.write_text("half of it")
+        """With this process's number, which comes again in a container, and with another."""
+        with subprocess.Popen(["true"]) as ended:
+            pass
+        for number in (os.getpid(), ended.pid, os.getppid()):
+            target.with_name(f".litefs.{number}").write_text("half of it")
         download.download(server.serve("/litefs", real), sha256(real), target, None)
         assert target.read_bytes() == real
-        assert not left.exists()
+        # That of a process that runs is its own.
+        assert sorted(path.name for path in target.parent.iterdir()) == [f".litefs.{os.getppid()}", "litefs"]
 
     def test_shows_progress(self, server: Server, target: Path, real: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(download, "_HEARTBEAT", 0.0)
@@ -295,3 +299,4 @@ def test_interrupted(server: Server, target: Path, real: bytes, number: signal.S
         assert is_untouched(target)
     download.download(server.serve("/again", real), sha256(real), target, None)
     assert target.read_bytes() == real
+    assert list(target.parent.iterdir()) == [target]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import glob
 import os
 import platform
 import re
@@ -138,13 +139,21 @@ def replacing(target: Path) -> Iterator[Path]:
     if target.is_dir():
         raise BinaryError(f"{target} cannot be installed: it is a directory.")
     unfinished = target.absolute().with_name(f".{target.name}.{os.getpid()}")
-    # Left by a process that was killed: in a container the next one has the same number.
-    unfinished.unlink(missing_ok=True)
+    _remove_left(unfinished)
     try:
         yield unfinished
         unfinished.replace(target)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _remove_left(unfinished: Path) -> None:
+    """Removes what killed processes have left there. The name of each ends in the number of its process."""
+    for left in unfinished.parent.glob(f"{glob.escape(unfinished.stem)}.*"):
+        number = left.suffix[1:]
+        # In a container the next process has the number of the last one.
+        if left == unfinished or (number.isdecimal() and not os.path.exists(f"/proc/{number}")):
+            left.unlink(missing_ok=True)
 
 
 def build(target: Path, progress: Callable[[str], None] = lambda line: None, architecture: str | None = None) -> None:

@@ -168,6 +168,13 @@ class TestInstalled:
             pytest.skip("only root can show a program nothing but itself")
         assert f"LiteFS {binary.VERSION}," in run("chroot", program.parent, "/litefs", "version")
 
+    def test_the_other_machines_is_refused_here(self, tmp_path: Path) -> None:
+        command = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", tmp_path, wheel_for(ELSEWHERE)]
+        result = subprocess.run(command, check=False, capture_output=True, text=True)
+        assert result.returncode == 1
+        assert "is not a supported wheel on this platform" in result.stderr
+        assert not list(tmp_path.iterdir())
+
     @pytest.mark.parametrize("system", ["manylinux_2_17", "musllinux_1_1"])
     def test_on_the_other_machine(self, tmp_path: Path, system: str) -> None:
         program = unpack(wheel_for(ELSEWHERE), tmp_path, system, ELSEWHERE)
