@@ -7,9 +7,11 @@ import fcntl
 import os
 import shutil
 import socket
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
@@ -52,6 +54,25 @@ def _mount_problem(descriptor: int) -> str | None:
             return f"FUSE cannot be mounted: {os.strerror(ctypes.get_errno())}"
         libc.umount2(path, _MNT_DETACH)
     return None
+
+
+@contextmanager
+def small_disk(path: Path) -> Iterator[None]:
+    """A disk of 8 MB at this path, which is made. Only root may mount it."""
+    path.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", path], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", path], check=True)
+
+
+def fill_disk(path: Path, left: int = 0) -> Path:
+    """Leaves that many bytes free on the disk of this directory. Returns the file that fills it."""
+    filler = path / "filler"
+    with filler.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(path).free - left)
+    return filler
 
 
 def mount_points() -> list[str]:

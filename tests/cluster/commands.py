@@ -69,6 +69,20 @@ class Running:
             assert time.monotonic() < deadline, f"Not within 30 s: {what}"
         assert self._process.poll() is None, f"It has ended, when {what}"
 
+    def wait_for_question(self, question: str) -> None:
+        """Until its output ends with `question`."""
+        assert self._process.stdout is not None
+        said = ""
+        while not said.endswith(question):
+            read = self._process.stdout.read(1)
+            assert read, f"It has ended: {said}"
+            said += read
+
+    def end_with_answer(self, answer: str) -> tuple[int, str]:
+        """`end`, after this has been typed; its stdin has to be a pipe."""
+        output, _ = self._process.communicate(answer, timeout=60.0)
+        return self._process.returncode, output
+
     def signal(self, number: int) -> None:
         self._process.send_signal(number)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-import subprocess
 import tempfile
 import threading
 import time
@@ -27,7 +26,7 @@ from tests.cluster.library import AUTHORS, authors, insert_rows, make_library, r
 from tests.cluster.load import Load
 from tests.cluster.nodes import DATABASE, LiteFSNode, StaticCluster
 from tests.cluster.reads import rows_of
-from tests.machine import mount_points, wait_until
+from tests.machine import mount_points, small_disk, wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -439,16 +438,6 @@ def test_a_full_disk_is_said_and_writes_go_on_when_there_is_room(
 def fill(connection: DatabaseWrapper) -> None:
     for n in itertools.count():
         create(connection, f"a{n} {connection.in_atomic_block} {time.monotonic_ns()}")
-
-
-@contextmanager
-def small_disk(path: Path) -> Iterator[None]:
-    path.mkdir(parents=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", path], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", path], check=True)
 
 
 # Other users.

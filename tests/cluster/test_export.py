@@ -19,6 +19,7 @@ from tests.cluster.commands import Running, fail, run, succeed
 from tests.cluster.conftest import StartPython
 from tests.cluster.nodes import DATABASE, LiteFSNode, StaticCluster
 from tests.cluster.plain import WRITER, make_file, names_in, write
+from tests.machine import fill_disk, small_disk
 
 pytestmark = pytest.mark.cluster
 
@@ -157,6 +158,20 @@ def test_no_room(cluster: StaticCluster, out: Path) -> None:
     assert error.endswith(f"{file} is as it was.\n")
     assert file.read_text() == "precious"
     assert files(out) == ["copy"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
+def test_a_full_disk(cluster: StaticCluster, tmp_path: Path) -> None:
+    grow(cluster, 3_000_000)
+    with small_disk(tmp_path / "disk"):
+        file = tmp_path / "disk" / "copy"
+        file.write_text("precious")
+        filler = fill_disk(file.parent, 1_000_000)
+        for node in cluster.nodes[:2]:
+            refused(node, file, "database or disk is full")
+        filler.unlink()
+        succeed(cluster.primary, "litefs_export", "default", file, "--noinput")
+        assert names_in(file) == ["a", "b"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])

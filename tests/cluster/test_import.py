@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -10,7 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from tests.cluster.conftest import StartPython
 from tests.cluster.connections import DjangoConnections, run_python
 from tests.cluster.nodes import DATABASE, ConsulCluster, LiteFSNode, StaticCluster
 from tests.cluster.plain import WRITER, make_file, names_in, names_on, write
-from tests.machine import wait_until
+from tests.machine import fill_disk, small_disk, wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -313,6 +314,50 @@ def test_while_somebody_else_writes(cluster: StaticCluster, plain: Path) -> None
         error = fail(cluster.primary, "litefs_import", "default", plain, "--noinput")
     assert error == "CommandError: The database is locked. Nothing was imported.\n"
     assert kept(cluster.primary) == []
+
+
+@pytest.fixture
+def on_a_small_disk(tmp_path: Path, litefs_binary: Path) -> Iterator[StaticCluster]:
+    """As `cluster`, with 8 MB for the primary's LiteFS."""
+    if os.geteuid():
+        pytest.skip("only root may mount a small disk")
+    cluster = StaticCluster(3, tmp_path, litefs_binary)
+    with small_disk(cluster.nodes[0].data), cluster:
+        succeed(cluster.primary, "litefs_import", "default", make_file(tmp_path / "first", "old"))
+        cluster.wait_equal()
+        yield cluster
+
+
+def test_no_room(on_a_small_disk: StaticCluster, tmp_path: Path) -> None:
+    node, position = on_a_small_disk.primary, on_a_small_disk.primary.position()
+    file = make_file(tmp_path / "large", "new", size=3_000_000)
+    error = fail(node, "litefs_import", "default", file, "--noinput")
+    assert re.search(rf"The disk of {node.data}/replaced has \d\.\d MB free, and this needs 1\d\.\d MB\.", error)
+    assert error.endswith(" Nothing was imported.\n")
+    assert (node.position(), kept(node)) == (position, [])
+
+
+@pytest.mark.parametrize("left", [0, 500_000], ids=["nothing can be kept", "what is kept finds room"])
+def test_a_disk_that_fills_up_meanwhile(on_a_small_disk: StaticCluster, tmp_path: Path, left: int) -> None:
+    """While the question waits for its answer."""
+    cluster, node, position = on_a_small_disk, on_a_small_disk.primary, on_a_small_disk.primary.position()
+    file = make_file(tmp_path / "large", "new", size=1_200_000)
+    with Running(node, "litefs_import", "default", file, stdin=subprocess.PIPE) as importing:
+        importing.wait_for_question("[y/N] ")
+        filler = fill_disk(node.data, left)
+        code, said = importing.end_with_answer("y\n")
+    assert code == 1
+    assert said.endswith(" Nothing was imported.\n")
+    assert "disk is full" in said or "No space left" in said
+    assert (node.position(), kept(node)) == (position, [])
+    filler.unlink()
+    assert node.pid, "LiteFS has ended"
+    write(node, "INSERT INTO t (name) VALUES ('after')")
+    cluster.wait_equal()
+    assert [names_on(each) for each in cluster.nodes] == [["old", "after"]] * 3
+    succeed(node, "litefs_import", "default", file, "--noinput")
+    cluster.wait_equal()
+    assert [names_on(each) for each in cluster.nodes] == [["new"]] * 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
