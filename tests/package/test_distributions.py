@@ -169,8 +169,8 @@ class TestInstalled:
         assert f"LiteFS {binary.VERSION}," in run("chroot", program.parent, "/litefs", "version")
 
     def test_the_other_machines_is_refused_here(self, tmp_path: Path) -> None:
-        command = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", tmp_path, wheel_for(ELSEWHERE)]
-        result = subprocess.run(command, check=False, capture_output=True, text=True)
+        command = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(tmp_path)]
+        result = subprocess.run([*command, wheel_for(ELSEWHERE)], check=False, capture_output=True, text=True)
         assert result.returncode == 1
         assert "is not a supported wheel on this platform" in result.stderr
         assert not list(tmp_path.iterdir())
