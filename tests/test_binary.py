@@ -289,6 +289,7 @@ class TestMissingRequirements:
         monkeypatch.setattr(binary, "FUSE_DEVICE", os.devnull)
         monkeypatch.setattr(binary, "FUSE_CONF", str(tmp_path / "fuse.conf"))
         monkeypatch.setattr(binary, "_may_mount", lambda: True)
+        monkeypatch.setattr(binary, "_has_name", lambda: True)
         monkeypatch.setenv("PATH", str(tmp_path))
         script(tmp_path / "fusermount3", "")
         (tmp_path / "fuse.conf").write_text("")
@@ -313,15 +314,17 @@ class TestMissingRequirements:
         assert self.missing(is_root=True) == [said]
         assert self.missing(is_root=False) == [said]
 
-    def test_fuse_device_of_root_alone_is_enough_for_fusermount3(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_fuse_device_of_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """os.open is replaced: root, who may run this, opens everything."""
 
         def refuse(path: str, flags: int) -> int:
             raise PermissionError(13, "Permission denied")
 
         monkeypatch.setattr("os.open", refuse)
-        assert self.missing(is_root=False) == []
-        assert self.missing(is_root=True) == [f"{os.devnull} (Permission denied)"]
+        for is_root in (False, True):
+            (found,) = binary.missing_requirements(is_root, allow_other=False)
+            assert found.missing == f"{os.devnull} (Permission denied)"
+            assert found.command == f"chmod 666 {os.devnull}, as root"
 
     def test_user_allow_other(self, tmp_path: Path) -> None:
         said = [f"user_allow_other in {tmp_path}/fuse.conf"]
@@ -335,6 +338,17 @@ class TestMissingRequirements:
         assert self.missing(is_root=False, allow_other=True) == []
         conf.unlink()
         assert self.missing(is_root=False, allow_other=True) == said
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+    def test_a_user_without_a_name(self) -> None:
+        code = (
+            "import os; from litefs_django._litefs.binary import missing_requirements\n"
+            "before = missing_requirements(False, False)\n"
+            "os.setresuid(54321, 0, 0)\n"
+            "(found,) = [r for r in missing_requirements(False, False) if r not in before]\n"
+            "assert found.missing == 'a name for user 54321, as fusermount3 wants', found\n"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True)
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up the right to mount")
     def test_the_right_to_mount(self) -> None:

@@ -212,12 +212,13 @@ class TestDeployment:
     def test_each_requirement_has_an_id(self, configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, "geteuid", lambda: 1000)
         monkeypatch.setattr(shutil, "which", lambda program: None)
-        monkeypatch.setattr(binary, "_fuse_device_problem", lambda is_root: "No such file or directory")
+        monkeypatch.setattr(binary, "_fuse_device_error", lambda: FileNotFoundError(2, "No such file or directory"))
         monkeypatch.setattr(binary, "_may_mount", lambda: False)
         monkeypatch.setattr(binary, "_has_user_allow_other", lambda: False)
+        monkeypatch.setattr(binary, "_has_name", lambda: False)
         configure({**ONE_NODE, "ALLOW_OTHER": True})
         messages = checks.check_machine(None)
-        assert ids(messages) == ["E010", "E011", "E012", "E013"]
+        assert ids(messages) == ["E010", "E011", "E012", "E040", "E013"]
         assert messages[0].msg.startswith("This machine lacks /dev/fuse (No such file or directory)")
         assert all(message.hint for message in messages)
 

@@ -294,13 +294,15 @@ def _lines(output: int) -> Iterator[str]:
 def missing_requirements(is_root: bool, allow_other: bool) -> list[Requirement]:
     """What a supervisor with these properties would miss on this machine, the binary aside.
 
-    fusermount3 is not asked for from root, for whom `fusermount` stands in. Another user's fusermount3 opens
-    /dev/fuse itself, as root, and reads /etc/fuse.conf as that user (fusermount.c of libfuse 3).
+    fusermount3 is not asked for from root, for whom `fusermount` stands in. Another user's fusermount3 is root, but
+    opens /dev/fuse and reads /etc/fuse.conf with that user's rights (fusermount.c of libfuse 3, and tried).
     """
     found = []
-    if problem := _fuse_device_problem(is_root):
-        in_container = "for a container give --device /dev/fuse to docker run"
-        found.append(Requirement(f"{FUSE_DEVICE} ({problem})", f"modprobe fuse, on the host; {in_container}"))
+    if error := _fuse_device_error():
+        command = "modprobe fuse, on the host; for a container give --device /dev/fuse to docker run"
+        if error.errno == errno.EACCES:
+            command = f"chmod 666 {FUSE_DEVICE}, as root"
+        found.append(Requirement(f"{FUSE_DEVICE} ({error.strerror})", command))
     if not _may_mount():
         found.append(
             Requirement(
@@ -310,6 +312,11 @@ def missing_requirements(is_root: bool, allow_other: bool) -> list[Requirement]:
         )
     if not is_root and shutil.which("fusermount3") is None:
         found.append(Requirement("fusermount3", "apt-get install fuse3, or your system's package of that name"))
+    if not is_root and not _has_name():
+        user = os.getuid()
+        found.append(
+            Requirement(f"a name for user {user}, as fusermount3 wants", f"useradd --uid {user} NAME, as root")
+        )
     if not is_root and allow_other and not _has_user_allow_other():
         found.append(
             Requirement(f"user_allow_other in {FUSE_CONF}", f"echo user_allow_other | sudo tee -a {FUSE_CONF}")
@@ -317,12 +324,11 @@ def missing_requirements(is_root: bool, allow_other: bool) -> list[Requirement]:
     return found
 
 
-def _fuse_device_problem(is_root: bool) -> str | None:
+def _fuse_device_error() -> OSError | None:
     try:
         os.close(os.open(FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
-        if is_root or error.errno != errno.EACCES:
-            return error.strerror
+        return error
     return None
 
 
@@ -331,6 +337,17 @@ def _may_mount() -> bool:
     with open("/proc/self/status", encoding="utf-8") as status:
         bounding = next(line.split()[1] for line in status if line.startswith("CapBnd:"))
     return bool(int(bounding, 16) >> _CAP_SYS_ADMIN & 1)
+
+
+def _has_name() -> bool:
+    """Not so in a container that is run as a user whom its image does not know."""
+    import pwd  # not on every system that Django runs on
+
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        return False
+    return True
 
 
 def _has_user_allow_other() -> bool:

@@ -20,11 +20,12 @@ REQUIRED = (
     ("the right to mount", "E011"),
     ("fusermount3", "E012"),
     ("user_allow_other", "E013"),
+    ("a name for user", "E040"),
 )
 
 
 def check_machine(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    """E010 to E013 and E016: what LiteFS needs of this machine, for the user who runs the check."""
+    """E010 to E013, E016 and E040: what LiteFS needs of this machine, for the user who runs the check."""
     configured = valid_settings()
     if configured is None:
         return []
