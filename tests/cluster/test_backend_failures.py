@@ -131,6 +131,23 @@ def test_kill_9_of_litefs_loses_nothing_acknowledged(
     load.check(connection)
 
 
+def test_kill_9_of_litefs_without_a_supervisor(
+    node: LiteFSNode, connection: DatabaseWrapper, start_python: StartPython, tmp_path: Path
+) -> None:
+    """Who had the turn may hang for ten seconds, once for each kill; all others wait out their time-out and go on."""
+    load = Load(start_python, tmp_path, DATABASE)
+    load.add(node, 4, timeout=5)
+    for _ in range(5):
+        load.wait_for_more(15)
+        node.kill()
+        node.start()
+        wait_until(node.is_primary, "it is primary again")
+    load.wait_for_more(15)
+    load.stop()
+    connection.close()
+    load.check(connection)
+
+
 # The node file.
 
 
