@@ -119,6 +119,29 @@ def test_application_killed(node: SupervisedNode) -> None:
     node.assert_nothing_left()
 
 
+@pytest.mark.parametrize("who", ["supervisor", "application"])
+def test_killed_under_writers(node: SupervisedNode, who: str) -> None:
+    """What was acknowledged is there after each restart."""
+    acknowledged: set[str] = set()
+    node.start("--migrate", application=["true"])
+    assert node.wait() == 0
+    for _ in range(3):
+        node.start_and_wait(application=python(WRITERS, "4"))
+        node.wait_for_line("app | wrote", count=20)
+        if who == "supervisor":
+            processes = node.children()
+            node.kill()
+            node.wait_for(lambda before=processes: not any(each.is_running() for each in before), "all have ended")  # type: ignore[misc]
+        else:
+            node.application_process().kill()
+            assert node.wait() == 128 + signal.SIGKILL
+        acknowledged |= {line.split()[-1] for line in node.found("app | wrote")}
+    node.start(application=python(WRITTEN))
+    assert node.wait() == 0
+    assert acknowledged <= {line.split()[-1] for line in node.found("app | has")}
+    node.assert_nothing_left()
+
+
 def test_sigbus(node: SupervisedNode) -> None:
     """The -shm file is mapped into memory: who reads it when LiteFS ends may die of SIGBUS."""
     worker = f"{sys.executable} -c 'import time; print(\"worker\", flush=True); time.sleep(1000)'"
