@@ -22,7 +22,7 @@ import itertools, os, sys, time
 from pathlib import Path
 from django.db import OperationalError, connection, transaction
 from litefs_django.exceptions import CommitOutcomeUnknown, NotPrimaryError
-from tests.cluster.models import Author
+from tests.cluster.models import Author, Tag
 
 def write(name, is_atomic):
     if not is_atomic:
@@ -31,6 +31,8 @@ def write(name, is_atomic):
     with transaction.atomic():
         Author.objects.count()
         Author.objects.create(name=name)
+        if {size}:
+            Tag.objects.create(name="x" * {size})
 
 log = open({log!r}, "a", buffering=1)
 for n in itertools.count():
@@ -57,9 +59,13 @@ for n in itertools.count():
 
 
 class Load:
-    """Writers on some nodes; `stop` it before reading what it did."""
+    """Writers on some nodes; `stop` it before reading what it did.
 
-    def __init__(self, start: Start, directory: Path, database: str) -> None:
+    With a `size` each transaction of theirs also writes that many bytes, so that it is committing most of the time.
+    """
+
+    def __init__(self, start: Start, directory: Path, database: str, size: int = 0) -> None:
+        self._size = size
         self._start = start
         self._directory = directory
         self._database = database
@@ -76,7 +82,7 @@ class Load:
         for _ in range(count):
             log = self._directory / f"writer{next(self._numbers)}"
             log.touch()
-            code = WRITER.format(log=str(log), stop=str(self._stop), who=node.name)
+            code = WRITER.format(log=str(log), stop=str(self._stop), who=node.name, size=self._size)
             self._processes[self._start(node, code, self._database, **options)] = node, options
 
     def outcomes(self, outcome: str) -> set[str]:

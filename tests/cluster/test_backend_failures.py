@@ -293,7 +293,7 @@ def test_without_autocommit_a_rollback_gets_a_new_connection(
 def test_a_restart_behind_the_gate_leaves_no_commit_in_doubt(
     node: LiteFSNode, supervisor: Supervisor, connection: DatabaseWrapper, start_python: StartPython, tmp_path: Path
 ) -> None:
-    load = Load(start_python, tmp_path, DATABASE)
+    load = Load(start_python, tmp_path, DATABASE, size=1 << 20)
     load.add(node, 8, timeout=10)
     for _ in range(3):
         load.wait_for_more()
