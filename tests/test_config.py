@@ -63,14 +63,29 @@ class TestLease:
             "hostname": "web1",
             "advertise-url": "http://10.0.0.1:20202",
             "candidate": True,
+            "reconnect-delay": "100ms",
             "consul": {"url": "http://10.0.0.9:8500", "key": "litefs/site", "ttl": "12.5s"},
         }
 
+    @pytest.mark.parametrize(
+        ("address", "url"),
+        [
+            (None, "http://10.0.0.1:20202"),
+            (":20202", "http://127.0.0.1:20202"),
+            ("0.0.0.0:20202", "http://127.0.0.1:20202"),
+            ("[::]:20202", "http://127.0.0.1:20202"),
+            ("192.168.1.7:20202", "http://192.168.1.7:20202"),
+        ],
+    )
+    def test_where_it_answers_on_its_own_machine(self, address: str | None, url: str) -> None:
+        extra = {"http": {"addr": address}} if address else {}
+        assert generate(PRIMARY="web1", NODE="web1", LITEFS_YML=extra).local_url == url
+
     def test_extra_keys_join_it(self) -> None:
-        extra = {"lease": {"reconnect-delay": "100ms", "consul": {"lock-delay": "1ms"}, "candidate": False}}
+        extra = {"lease": {"reconnect-delay": "50ms", "consul": {"lock-delay": "1ms"}, "candidate": False}}
         consul = {"URL": "http://10.0.0.9:8500", "KEY": "k"}
         lease = generate(LEADER_ELECTION="consul", CONSUL=consul, NODE="web1", LITEFS_YML=extra).config["lease"]
-        assert lease["reconnect-delay"] == "100ms"
+        assert lease["reconnect-delay"] == "50ms"
         assert lease["consul"] == {"url": "http://10.0.0.9:8500", "key": "k", "ttl": "10s", "lock-delay": "1ms"}
         assert lease["candidate"] is False
 

@@ -68,7 +68,9 @@ class LiteFSClient:
         """Asks this primary to give its lease to the node, which has to be connected. It demotes itself then.
 
         A commit that is in flight at that moment is lost, though acknowledged, and ends this LiteFS: hold the
-        commit gates.
+        commit gates. It returns when LiteFS has taken the request, milliseconds before it acts on it; within 5 s
+        LiteFS may still fail to, and stays the primary (store.go, processHandoff). A ClientError with a status means
+        that it does nothing.
         """
         self._request("POST", f"/handoff?nodeID={node_id}")
 
@@ -139,7 +141,7 @@ class LiteFSClient:
             connection.close()
         if response.status != 200:
             said = body[:200].decode(errors="replace").strip()
-            raise ClientError(f"{url} answered {response.status} {response.reason}. {said}".rstrip())
+            raise ClientError(f"{url} answered {response.status} {response.reason}. {said}".rstrip(), response.status)
         return response.headers, body
 
     def _body(self, response: HTTPResponse, url: str, deadline: float) -> bytes:

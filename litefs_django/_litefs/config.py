@@ -54,6 +54,12 @@ class ConfigGenerator:
         allowed = self.settings.allow_other
         return os.geteuid() == 0 if allowed is None else allowed
 
+    @property
+    def local_url(self) -> str:
+        """Where this node's LiteFS HTTP API answers on this machine."""
+        host, _, port = self.config["http"]["addr"].rpartition(":")
+        return f"http://{'127.0.0.1' if host in ('', '0.0.0.0', '[::]') else host}:{port}"
+
     def render(self) -> str:
         """The text of litefs.yml; the same with and without LiteFS's -no-expand-env."""
         return render(self.config)
@@ -96,6 +102,9 @@ def consul_lease(hostname: str, advertise_url: str, consul: Mapping[str, str]) -
         "hostname": hostname,
         "advertise-url": advertise_url,
         "candidate": True,
+        # LiteFS's own 1 s is how long a replica reads nothing new after each change of primary, and nobody can be
+        # handed the role.
+        "reconnect-delay": "100ms",
         "consul": dict(consul),
     }
 

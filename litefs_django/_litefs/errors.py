@@ -5,7 +5,7 @@ LiteFSError
  +-- BinaryError       no usable litefs binary, or it cannot be built
  +-- ClientError       a LiteFS HTTP API did not answer, or answered with an error
  +-- MountError        the mount is not there, is not LiteFS's, or cannot be read
- +-- SupervisorError   the supervisor cannot start or go on
+ +-- SupervisorError   the supervisor cannot start or go on, or does not do what it was asked for
 """
 
 from __future__ import annotations
@@ -49,7 +49,11 @@ class BinaryError(LiteFSError):
 
 
 class ClientError(LiteFSError):
-    """A LiteFS HTTP API did not answer, or answered with an error."""
+    """A LiteFS HTTP API did not answer, or answered with an error: then `status` is its HTTP status."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class MountError(LiteFSError):
@@ -57,4 +61,4 @@ class MountError(LiteFSError):
 
 
 class SupervisorError(LiteFSError):
-    """The supervisor cannot start or go on."""
+    """The supervisor cannot start or go on, or does not do what it was asked for."""

@@ -56,6 +56,11 @@ class NodeFileWriter:
         """To be called every HEARTBEAT seconds."""
         self._words[_BEAT] = boottime_ns()
 
+    @property
+    def generation(self) -> int:
+        """The mount generation."""
+        return self._words[_GENERATION]
+
     def mount_is_up(self) -> None:
         """LiteFS serves a new mount."""
         self._words[_GENERATION] += self._words[_GENERATION] & 1

@@ -17,6 +17,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -31,6 +32,7 @@ _LONGEST = 64 << 10
 # Seconds for a client to say what it wants, and to take an answer.
 _PATIENCE = 5.0
 _AT_ONCE = 8
+_QUEUE = 64  # with less, a burst of clients is refused by the kernel
 
 Say = Callable[[str], None]
 Handler = Callable[[Mapping[str, Any], Say], Any]
@@ -43,17 +45,19 @@ class ControlServer:
         self.path = run_path / NAME
         self._handlers = handlers
         self._places = threading.BoundedSemaphore(_AT_ONCE)
+        self._is_closed = False
         self._listener = socket.socket(socket.AF_UNIX)
         # One of a supervisor that was killed.
         self.path.unlink(missing_ok=True)
         with _address(self.path) as address:
             self._listener.bind(address)
         self.path.chmod(0o600)
-        self._listener.listen(_AT_ONCE)
+        self._listener.listen(_QUEUE)
         threading.Thread(target=self._serve, name="litefs-control", daemon=True).start()
 
     def close(self) -> None:
         """Takes the socket away; who is being answered is answered."""
+        self._is_closed = True
         self.path.unlink(missing_ok=True)
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
@@ -64,7 +68,10 @@ class ControlServer:
             try:
                 client, _ = self._listener.accept()
             except OSError:
-                return
+                if self._is_closed:
+                    return
+                time.sleep(0.1)  # no descriptor is free
+                continue
             client.settimeout(_PATIENCE)
             if self._places.acquire(blocking=False):
                 threading.Thread(target=self._answer, args=(client,), daemon=True).start()
@@ -91,27 +98,45 @@ class ControlServer:
 
 
 def _read_request(client: socket.socket) -> Mapping[str, Any]:
-    with client.makefile("rb") as lines:
-        line = lines.readline(_LONGEST)
+    line = _read_line(client)  # first: who is closed upon with something unread does not get the answer
     _, user, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     if user not in (0, os.geteuid()):
         raise SupervisorError(f"User {user} may not ask this litefs_run.")
     try:
         request = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         request = None
     if not isinstance(request, dict):
         raise SupervisorError("A request is one line of JSON, an object.")
     return request
 
 
+def _read_line(client: socket.socket) -> bytes:
+    """All of it within _PATIENCE: who sends byte by byte must not keep a place."""
+    deadline = time.monotonic() + _PATIENCE
+    line = b""
+    while b"\n" not in line and len(line) < _LONGEST:
+        client.settimeout(max(0.001, deadline - time.monotonic()))
+        received = client.recv(_LONGEST - len(line))
+        if not received:
+            break
+        line += received
+    client.settimeout(_PATIENCE)
+    return line.partition(b"\n")[0]
+
+
 def _say(client: socket.socket, text: str) -> None:
+    # Without waiting for one who does not read: commits may be held off meanwhile.
     with suppress(OSError):
-        _send(client, {"says": text})
+        client.send(_encoded({"says": text}), socket.MSG_DONTWAIT)
 
 
 def _send(client: socket.socket, message: Mapping[str, Any]) -> None:
-    client.sendall(json.dumps(message).encode() + b"\n")
+    client.sendall(_encoded(message))
+
+
+def _encoded(message: Mapping[str, Any]) -> bytes:
+    return json.dumps(message).encode() + b"\n"
 
 
 def ask(run_path: Path, request: str, say: Say = lambda text: None, *, timeout: float, **arguments: Any) -> Any:
@@ -142,7 +167,7 @@ def ask(run_path: Path, request: str, say: Say = lambda text: None, *, timeout: 
         ) from None
     except PermissionError:
         raise SupervisorError(f"{path} is for root and the user that runs litefs_run: be one of them.") from None
-    except OSError as error:
+    except (OSError, ValueError, KeyError) as error:
         raise SupervisorError(f"litefs_run has not answered on {path}: {error}.") from error
     raise SupervisorError("litefs_run ended before it was done. Look at litefs_status for what is true now.")
 

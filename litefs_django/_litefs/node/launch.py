@@ -50,7 +50,7 @@ def prepare(
         mount_path=mount_path,
         run_path=settings.run,
         databases=tuple(database.name for database in settings.databases),
-        urls={node.name: node.http_url for node in settings.cluster.nodes},
+        urls={node.name: node.http_url for node in settings.cluster.nodes} | {settings.cluster.node: config.local_url},
         litefs=(str(litefs), "mount", "-config", str(settings.run / CONFIG), "-no-expand-env"),
         search_path=search_path,
         application=application,

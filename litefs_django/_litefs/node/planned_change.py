@@ -1,193 +1,233 @@
-"""A planned change of primary: no acknowledged write is lost, and nobody can write for a few milliseconds only.
+"""A planned change of primary: this node hands its lease to another one, and no acknowledged write is lost.
 
-LiteFS itself loses a commit that is in flight when its lease goes, and exits. So the commit gates are taken first, and
-the target gets all that was committed before them. Everything here blocks: it runs in a thread.
+What LiteFS is in the middle of committing when it hands over is lost, and it exits (99). So all commits of this
+machine are held off meanwhile, and the other node has everything before LiteFS is told. All is asked of the two
+LiteFS over HTTP, with time-outs: the mount of a LiteFS that hangs would hang us, and our gates with us.
 """
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from litefs_django._litefs.client import Info, LiteFSClient
-from litefs_django._litefs.errors import ClientError, MountError, SupervisorError
-from litefs_django._litefs.mount import Position, PrimaryDetector
+from litefs_django._litefs.errors import ClientError, SupervisorError
+from litefs_django._litefs.mount import Position
 from litefs_django._litefs.node.description import NodeDescription
-from litefs_django._litefs.write_turn import FileLock, gate_path
+from litefs_django._litefs.node.gates import CommitGates
 
-_PAUSE = 0.005
-_ANSWER_TIMEOUT = 1.0
+_T = TypeVar("_T")
+
+# Seconds. A node that has within this time what the primary had has nearly caught up.
+_NEAR = 0.25
+_PAUSE = 0.002
+_BETWEEN_SENTENCES = 1.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
-    """Seconds to wait at most: `near` until the target has nearly caught up, while writers go on; the others each
-    while nobody can commit.
-    """
+    """How long each step may take, in seconds. From `gates` on nobody commits."""
 
-    near: float
-    gates: float = 0.5
-    level: float = 1.0
-    role: float = 3.0
-
-
-ON_REQUEST = Patience(near=10.0)
-# Of the 8 s that a clean stop may take.
-AT_STOP = Patience(near=0.5, level=0.5, role=0.5)
-
-
-class Refused(SupervisorError):
-    """The primary is not changed, for the reason given."""
+    answer: float = 1.0
+    connect: float = 3.0
+    catch_up: float = 30.0
+    gates: float = 1.0
+    rest: float = 1.0
+    # LiteFS gives up a handoff that it has taken after 5 s (store.go, processHandoff).
+    leave: float = 6.0
+    arrive: float = 2.0
 
 
 class PlannedChange:
-    """Hands this node's lease to another one. Thread-safe; one at a time."""
+    """One attempt, which blocks: not for the main thread.
 
-    def __init__(self, node: NodeDescription) -> None:
+    `say` gets sentences. When `is_wanted` says no before LiteFS was told, the attempt ends. The gates are the caller's
+    to release afterwards; `is_undecided` says that LiteFS was told, and may still act on it.
+    """
+
+    def __init__(
+        self,
+        node: NodeDescription,
+        gates: CommitGates,
+        patience: Patience,
+        say: Callable[[str], None],
+        is_wanted: Callable[[], bool],
+    ) -> None:
+        self.is_undecided = False
         self._node = node
-        self._detector = PrimaryDetector(node.mount_path)
-        self._client = LiteFSClient(node.urls[node.name], _ANSWER_TIMEOUT)
-        self._is_under_way = threading.Lock()
+        self._gates = gates
+        self._patience = patience
+        self._say = say
+        self._is_wanted = is_wanted
+        self._own = LiteFSClient(node.urls[node.name], patience.answer)
 
-    def run(self, target: str | None, say: Callable[[str], None], patience: Patience) -> str:
-        """Makes the node `target` primary; None: the one that has come furthest. Returns what is true then.
-
-        Raises Refused when everything is as it was, SupervisorError when this node has let go and it is not known
-        who follows.
-        """
-        if not self._is_under_way.acquire(blocking=False):
-            raise Refused("Another change of primary is under way on this node.")
-        try:
-            return self._run(target, say, patience)
-        except (MountError, ClientError) as error:
-            raise Refused(f"{error} {self._unchanged()}") from error
-        finally:
-            self._is_under_way.release()
-
-    def _run(self, target: str | None, say: Callable[[str], None], patience: Patience) -> str:
-        this = self._node.name
-        self._check_this(target)
-        if target == this:
-            return f"{this} is the primary already."
-        name, info = self._checked(target) if target is not None else self._furthest()
-        client = LiteFSClient(self._node.urls[name], _ANSWER_TIMEOUT)
-        say(f"waits for {name} to catch up")
-        self._wait_for(client, name, self._positions(), patience.near)
-        with self._held_gates(patience.gates):
-            self._wait_for(client, name, self._positions(), patience.level)
-            say(f"hands the lease to {name}")
-            self._client.hand_off(info.node_id)
-            if not _becomes(lambda: not self._is_primary(), patience.role):
-                raise SupervisorError(f"LiteFS was asked to hand the lease to {name}, and {this} is still the primary.")
-        if not _becomes(lambda: _is_primary(client), patience.role):
+    def to(self, name: str) -> None:
+        """Makes that other node the primary, and returns when it is. Raises SupervisorError that says what is known."""
+        target = _Target(name, LiteFSClient(self._node.urls[name], self._patience.answer), self._unchanged)
+        self._wait_until_connected(target)
+        self._wait_until_near(target)
+        if missing := self._gates.take(self._patience.gates):
             raise SupervisorError(
-                f"{this} has handed its lease to {name}, which has not become the primary within {patience.role:g} s. "
-                "If it does not, another node does when the lease has run out: look at litefs_status."
+                f"A commit does not end ({', '.join(missing)}): does its process hang? {self._unchanged}"
             )
-        return f"{name} is the primary now."
+        self._wait_for_the_rest(target)
+        self._hand_off(target)
+        self._wait_until_left(target)
+        self._wait_until_arrived(target)
 
+    @property
     def _unchanged(self) -> str:
         return f"Nothing is changed: {self._node.name} is the primary."
 
-    def _check_this(self, target: str | None) -> None:
-        node = self._node
-        if target is not None and target not in node.urls:
-            raise Refused(f'{target!r} is not one of LITEFS["NODES"]: {", ".join(sorted(node.urls))}.')
-        if self._is_primary():
-            if not node.is_elected and target != node.name:
-                raise Refused(
-                    'The lease is "static": LITEFS["PRIMARY"] alone says which node is the primary. To change it stop '
-                    f"all nodes, set it on all of them, and start the new primary first. {self._unchanged()}"
-                )
-            return
-        primary = self._detector.primary_name()
-        whither = (
-            f'run "manage.py litefs_promote {target or ""}" on {primary}' if primary else "no primary is known now"
+    def _wait_until_connected(self, target: _Target) -> None:
+        self._say(f"waits for {target.name} to catch up")
+        own = self._ask_own(self._own.info)
+        if not own.is_primary:
+            raise SupervisorError(f"{self._node.name} is not the primary any more; nothing was done.")
+
+        def look() -> str:
+            info = target.info()
+            target.check(info, own.cluster_id)
+            return "" if info.primary == self._node.name else f"it follows {info.primary or 'nobody'}"
+
+        self._until(look, self._patience.connect, f"{target.name} is connected to {self._node.name}")
+
+    def _wait_until_near(self, target: _Target) -> None:
+        """Commits go on meanwhile: it is measured how long what is here now takes to be there."""
+        here, since = self._ask_own(self._own.positions), time.monotonic()
+
+        def look() -> str:
+            nonlocal here, since
+            if gap := _gap(here, target.positions()):
+                return gap
+            took = time.monotonic() - since
+            here, since = self._ask_own(self._own.positions), time.monotonic()
+            return "" if took < _NEAR else f"what is committed here takes {took:.1f} s to be there"
+
+        self._until(look, self._patience.catch_up, f"{target.name} has nearly caught up")
+
+    def _wait_for_the_rest(self, target: _Target) -> None:
+        here = self._ask_own(self._own.positions)
+        self._until(
+            lambda: _gap(here, target.positions()), self._patience.rest, f"{target.name} has everything of this node"
         )
-        raise Refused(f"{node.name} is not the primary, whose litefs_run hands the lease over: {whither}.")
 
-    def _checked(self, name: str) -> tuple[str, Info]:
-        info = LiteFSClient(self._node.urls[name], _ANSWER_TIMEOUT).info()
-        if reason := self._unfit(info):
-            raise Refused(f"{name} {reason}. {self._unchanged()}")
-        return name, info
+    def _hand_off(self, target: _Target) -> None:
+        node_id = target.info().node_id
+        self._check_wanted()
+        self._say(f"hands the lease to {target.name}")
+        self.is_undecided = True
+        try:
+            self._own.hand_off(node_id)
+        except ClientError as error:
+            # Without a status it may have been told all the same.
+            if error.status is not None:
+                self.is_undecided = False
+                raise SupervisorError(
+                    f"LiteFS does not hand over to {target.name}. {error} {self._unchanged}"
+                ) from error
 
-    def _unfit(self, info: Info) -> str:
-        own = self._client.info()
-        if not info.candidate:
-            return "can never be primary: its lease.candidate is False"
-        if info.cluster_id != own.cluster_id:
-            return f"is of another cluster, {info.cluster_id}"
-        if info.primary != self._node.name:
-            return f"follows {info.primary or 'no primary'}, and not {self._node.name}"
-        return ""
+    def _wait_until_left(self, target: _Target) -> None:
+        deadline = time.monotonic() + self._patience.leave
+        while (is_primary := _is_primary(self._own)) is not False:
+            if time.monotonic() > deadline:
+                this = self._node.name
+                known = f"{this} is still the primary" if is_primary else f"LiteFS of {this} does not answer: unknown"
+                raise SupervisorError(
+                    f"The handoff to {target.name} has not come true within {self._patience.leave:g} s; {known}. "
+                    "`manage.py litefs_status` shows what is."
+                )
+            time.sleep(_PAUSE)
+        self.is_undecided = False
 
-    def _furthest(self) -> tuple[str, Info]:
-        """Of the nodes that can take the lease."""
-        with ThreadPoolExecutor(max(1, len(self._node.other_urls))) as pool:
-            found = [each for each in pool.map(self._ask, self._node.other_urls) if each is not None]
-        if not found:
-            raise Refused(f"No other node can take the lease. {self._unchanged()}")
-        _, name, info = max(found, key=lambda each: each[0])
-        return name, info
+    def _wait_until_arrived(self, target: _Target) -> None:
+        deadline = time.monotonic() + self._patience.arrive
+        while not (is_primary := _is_primary(target.client)):
+            if time.monotonic() > deadline:
+                said = "does not answer" if is_primary is None else "says that it is not"
+                raise SupervisorError(
+                    f"{self._node.name} has handed over and is not the primary any more. Whether {target.name} is, is "
+                    f"unknown: it {said}. If it fails now, another node takes over when its lease has expired; "
+                    "`manage.py litefs_status` shows what is."
+                )
+            time.sleep(_PAUSE)
 
-    def _ask(self, name: str) -> tuple[int, str, Info] | None:
-        client = LiteFSClient(self._node.urls[name], _ANSWER_TIMEOUT)
-        with suppress(ClientError):
-            info = client.info()
-            if not self._unfit(info):
-                return sum(position.txid for position in client.positions().values()), name, info
+    def _until(self, look: Callable[[], str], timeout: float, what: str) -> None:
+        """Waits until `look` finds nothing more that is missing; says each second what is."""
+        deadline, next_sentence = time.monotonic() + timeout, time.monotonic() + _BETWEEN_SENTENCES
+        while missing := look():
+            self._check_wanted()
+            now = time.monotonic()
+            if now > deadline:
+                raise SupervisorError(f"Not within {timeout:g} s: {what}; {missing}. {self._unchanged}")
+            if now >= next_sentence:
+                next_sentence = now + _BETWEEN_SENTENCES
+                self._say(f"waits until {what}: {missing}")
+            time.sleep(_PAUSE)
+
+    def _check_wanted(self) -> None:
+        if not self._is_wanted():
+            raise SupervisorError(f"Given up: this node stops, or the one who asked is gone. {self._unchanged}")
+
+    def _ask_own(self, question: Callable[[], _T]) -> _T:
+        try:
+            return question()
+        except ClientError as error:
+            raise SupervisorError(f"LiteFS on this node does not answer, and nothing was done. {error}") from error
+
+
+class _Target:
+    """The node that is to become the primary. Raises SupervisorError when it does not answer."""
+
+    def __init__(self, name: str, client: LiteFSClient, unchanged: str) -> None:
+        self.name = name
+        self.client = client
+        self._unchanged = unchanged
+
+    def info(self) -> Info:
+        return self._ask(self.client.info)
+
+    def positions(self) -> dict[str, Position]:
+        return self._ask(self.client.positions)
+
+    def check(self, info: Info, cluster_id: str | None) -> None:
+        """Raises SupervisorError for what waiting does not mend."""
+        if info.cluster_id not in (None, cluster_id):
+            problem = f"is of another cluster ({info.cluster_id}, and this one is {cluster_id})"
+        elif info.is_primary:
+            problem = "says that it is the primary too: two primaries, look at `manage.py litefs_status`"
+        elif not info.candidate:
+            problem = 'can never be primary: its LITEFS["LITEFS_YML"] has "lease": {"candidate": False}'
+        else:
+            return
+        raise SupervisorError(f"{self.name} {problem}. {self._unchanged}")
+
+    def _ask(self, question: Callable[[], _T]) -> _T:
+        try:
+            return question()
+        except ClientError as error:
+            raise SupervisorError(f"{error} {self._unchanged}") from error
+
+
+def _is_primary(client: LiteFSClient) -> bool | None:
+    """None when it does not answer."""
+    try:
+        return client.info().is_primary
+    except ClientError:
         return None
 
-    def _wait_for(self, client: LiteFSClient, name: str, wanted: Mapping[str, Position], timeout: float) -> None:
-        """Until the node has all databases at these positions, or further."""
 
-        def missing() -> str:
-            there = client.positions()
-            behind = {
-                database: position.txid - (there[database].txid if database in there else 0)
-                for database, position in wanted.items()
-            }
-            return ", ".join(f"{database} by {count:,}" for database, count in behind.items() if count > 0)
-
-        if not _becomes(lambda: not missing(), timeout):
-            raise Refused(f"{name} is behind: {missing()} transactions, after {timeout:g} s. {self._unchanged()}")
-
-    def _positions(self) -> dict[str, Position]:
-        return self._client.positions()
-
-    def _is_primary(self) -> bool:
-        return self._detector.is_primary(self._node.databases[0] if self._node.databases else "")
-
-    @contextmanager
-    def _held_gates(self, timeout: float) -> Iterator[None]:
-        """No commit of this machine is under way, nor begins."""
-        deadline = time.monotonic() + timeout
-        gates = [FileLock(gate_path(self._node.run_path, database)) for database in self._node.databases]
-        try:
-            for gate in gates:
-                if not gate.acquire(max(0, deadline - time.monotonic())):
-                    raise Refused(f"A commit does not end ({gate.path.stem}). {self._unchanged()}")
-            yield
-        finally:
-            for gate in gates:
-                gate.close()
-
-
-def _is_primary(client: LiteFSClient) -> bool:
-    with suppress(ClientError):
-        return client.info().is_primary
-    return False
-
-
-def _becomes(condition: Callable[[], bool], timeout: float) -> bool:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(_PAUSE)
-    return True
+def _gap(here: Mapping[str, Position], there: Mapping[str, Position]) -> str:
+    """What is missing there; "" when nothing is."""
+    gaps = []
+    for name, position in sorted(here.items()):
+        found = there.get(name)
+        if found is None:
+            gaps.append(f"{name} has not arrived")
+        elif found.txid < position.txid:
+            gaps.append(f"{name} is {position.txid - found.txid} transactions behind")
+        elif found.txid == position.txid and found != position:
+            gaps.append(f"{name} is not a copy of this node's")
+    return ", ".join(gaps)

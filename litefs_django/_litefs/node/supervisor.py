@@ -12,22 +12,23 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
-from litefs_django._litefs.errors import LiteFSError, SupervisorError
-from litefs_django._litefs.mount import PrimaryDetector
-from litefs_django._litefs.node.children import Backoff, Child, Children
+from litefs_django._litefs.client import LiteFSClient
+from litefs_django._litefs.errors import ClientError, LiteFSError, SupervisorError
+from litefs_django._litefs.mount import Position, PrimaryDetector
+from litefs_django._litefs.node.children import GRACE, Backoff, Child, Children
 from litefs_django._litefs.node.control import ControlServer, Say
 from litefs_django._litefs.node.description import Command, NodeDescription
+from litefs_django._litefs.node.gates import CommitGates
 from litefs_django._litefs.node.litefs_process import LiteFSProcess
 from litefs_django._litefs.node.output import Output
-from litefs_django._litefs.node.planned_change import AT_STOP, ON_REQUEST, PlannedChange
 from litefs_django._litefs.node.primary_command import PrimaryCommand
 from litefs_django._litefs.node.replicas import wait_until_one_has
+from litefs_django._litefs.node.role import LEAVE_TIMEOUT, Role
 from litefs_django._litefs.node.signals import FORWARDED, STOP, Signals
 from litefs_django._litefs.node_file import HEARTBEAT, NodeFileWriter
-from litefs_django._litefs.write_turn import FileLock, gate_path, turn_path
 
 APPLICATION = "app"
 
@@ -36,7 +37,7 @@ _CHECK_PAUSE = 1.0
 # A clean stop: with the children's grace (5 s) and LiteFS's (1 s) these fit in 8 s.
 _GATES_TIMEOUT = 0.5
 _CATCH_UP_TIMEOUT = 1.0
-_HAND_OVER_TIMEOUT = 2.0
+_ANSWER_TIMEOUT = 1.0
 # Seconds that a node counts as primary while its mount says nothing: LiteFS is back in less when it is
 # restarted, and no other node becomes primary so soon.
 _ROLE_LIFETIME = 2.0
@@ -58,14 +59,14 @@ class Supervisor:
         self._signals = Signals()
         self._output = Output()
         self._children = Children(self._output)
-        self._gates = {name: _make_locks(node.run_path, name) for name in node.databases}
+        self._gates = CommitGates(node.run_path, node.databases)
+        self._role = Role(node, self._gates)
         self._node_file = NodeFileWriter(node.run_path)
         self._litefs = LiteFSProcess(node, self._children, self._node_file, self._output.say, self._signals.poke)
         self._commands = [
             PrimaryCommand(f"primary-{number}", argv, self._children, self._output.say)
             for number, argv in enumerate(node.on_primary, 1)
         ]
-        self._planned_change = PlannedChange(node)
         self._control = ControlServer(
             node.run_path, {"status": self._status, "promote": self._promote, "stop": self._request_stop}
         )
@@ -241,24 +242,21 @@ class Supervisor:
         return f"the application runs, this node is a replica of {view.primary or 'no primary yet'}"
 
     def _stop(self) -> Steps:
-        if self._node.is_elected and self._litefs.view.is_primary and self._node.other_urls:
-            # First, so that there is a primary while the application ends.
-            yield from self._in_thread(
-                lambda: self._output.say(self._planned_change.run(None, self._output.say, AT_STOP)),
-                _HAND_OVER_TIMEOUT,
-                "hands the lease to another node",
-            )
+        started = time.monotonic()
+        self._role.stop_asking()
+        has_left = yield from self._leave_role()
+        grace = GRACE - (time.monotonic() - started)
         self._commands_may_run = False
         children = [child for child in (self._foreground, *(command.child for command in self._commands)) if child]
         while alive := [child for child in children if not child.is_gone]:
             for child in alive:
-                child.end()
+                child.end(grace)
             yield f"waits for {', '.join(child.name for child in alive)} to end"
         self._keeps_litefs = False
         view = self._litefs.view
         if view.serves:
             yield from self._hold_commits()
-        if view.is_primary and self._node.other_urls:
+        if view.is_primary and self._node.other_urls and not has_left:
             yield from self._let_another_catch_up()
         yield from self._litefs.stop()
 
@@ -266,13 +264,17 @@ class Supervisor:
 
     def _status(self, request: Mapping[str, Any], say: Say) -> dict[str, Any]:
         view, application = self._litefs.view, self._application
+        positions: Mapping[str, Position] = {}
+        with suppress(ClientError):
+            positions = LiteFSClient(self._node.urls[self._node.name], _ANSWER_TIMEOUT).positions()
         return {
             "node": self._node.name,
             "serves": view.serves,
             "synced": view.is_synced,
             "role": "primary" if view.is_primary else "replica" if view.serves else None,
             "primary": self._node.name if view.is_primary else view.primary,
-            "mounts": self._litefs.mounts,
+            "generation": self._node_file.generation,
+            "positions": {name: str(position) for name, position in positions.items()},
             "application": application.pid if application is not None and application.is_running else None,
             "stopping": self._is_stopping,
         }
@@ -282,7 +284,11 @@ class Supervisor:
             self._output.say(text)
             say(text)
 
-        outcome = self._planned_change.run(str(request.get("node")), tell, ON_REQUEST)
+        try:
+            outcome = self._role.promote(str(request.get("node")), tell)
+        except LiteFSError as error:
+            self._output.say(str(error))
+            raise
         self._output.say(outcome)
         return outcome
 
@@ -290,19 +296,27 @@ class Supervisor:
         os.kill(os.getpid(), signal.SIGTERM)
         return f"{self._node.name} stops."
 
+    def _leave_role(self) -> Generator[str, None, bool]:
+        """An elected primary hands over while its application still serves. Whether it has."""
+        if not (self._node.is_elected and self._node.other_urls and self._litefs.view.is_primary):
+            return False
+        has_left = threading.Event()
+
+        def leave() -> None:
+            self._role.leave(self._output.say)
+            has_left.set()
+
+        yield from self._in_thread(leave, LEAVE_TIMEOUT, "hands the lease to another node")
+        return has_left.is_set()
+
     def _hold_commits(self) -> Steps:
         """Takes all commit gates: other processes of this machine may be writing, a shell for instance."""
-        deadline = time.monotonic() + _GATES_TIMEOUT
-        held: list[str] = []
 
         def hold() -> None:
-            for name, gate in self._gates.items():
-                if gate.acquire(deadline - time.monotonic()):
-                    held.append(name)
+            if missing := self._gates.take(_GATES_TIMEOUT, for_good=True):
+                self._output.say(f"a commit does not end: {', '.join(missing)}")
 
         yield from self._in_thread(hold, _GATES_TIMEOUT + HEARTBEAT, "waits for commits in flight")
-        if missing := self._gates.keys() - held:
-            self._output.say(f"a commit does not end: {', '.join(sorted(missing))}")
 
     def _let_another_catch_up(self) -> Steps:
         """What no other node has is lost when one of them becomes primary."""
@@ -342,12 +356,3 @@ def _wait_for_them(since: float) -> str:
 def _shell_code(code: int) -> int:
     """As a shell says it: 128 + the signal's number."""
     return code if code >= 0 else 128 - code
-
-
-def _make_locks(run_path: Path, database: str) -> FileLock:
-    """Makes the database's lock files, which every user may open, and returns the commit gate."""
-    FileLock(turn_path(run_path, database)).close()
-    gate = FileLock(gate_path(run_path, database))
-    for path in (turn_path(run_path, database), gate.path):
-        path.chmod(0o644)
-    return gate

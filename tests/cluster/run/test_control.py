@@ -43,6 +43,8 @@ def test_status(start_nodes: StartNodes) -> None:
     first, second = start_nodes(2)
     for node in (first, second):
         node.start_and_wait()
+    first.wait_for_line("this node is the primary")
+    second.wait_for_line("this node is a replica of node1")
     status = ask(first.run_path, "status", timeout=5)
     assert status == {
         "node": "node1",
@@ -50,15 +52,17 @@ def test_status(start_nodes: StartNodes) -> None:
         "synced": True,
         "role": "primary",
         "primary": "node1",
-        "mounts": 1,
+        "generation": first.node_file.generation(),
+        "positions": {},
         "application": first.application_process().pid,
         "stopping": False,
     }
-    assert ask(second.run_path, "status", timeout=5) | {"application": 0} == {
+    assert ask(second.run_path, "status", timeout=5) | {"application": 0, "generation": 0} == {
         **status,
         "node": "node2",
         "role": "replica",
         "application": 0,
+        "generation": 0,
     }
     assert stat.S_IMODE((first.run_path / "control").stat().st_mode) == 0o600
 
@@ -155,13 +159,14 @@ def test_promote_with_a_static_lease(start_nodes: StartNodes) -> None:
     refused = first.run_command("litefs_promote", "node2")
     assert refused.returncode == 1
     assert 'The lease is "static": LITEFS["PRIMARY"] alone' in refused.stdout
-    assert "Nothing is changed: node1 is the primary." in refused.stdout
+    assert "nothing was done. To change it: stop litefs_run on node1" in refused.stdout
     already = first.run_command("litefs_promote")
     assert already.returncode == 0, already.stdout
     assert "node1 is the primary already." in already.stdout
     elsewhere = second.run_command("litefs_promote")
     assert elsewhere.returncode == 1
-    assert 'run "manage.py litefs_promote node2" on node1' in elsewhere.stdout
+    assert 'The lease is "static"' in elsewhere.stdout
+    assert "node1 is the primary already." in second.run_command("litefs_promote", "node1").stdout
     for node in (first, second):
         assert node.stop() == 0
 

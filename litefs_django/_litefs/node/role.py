@@ -1,0 +1,123 @@
+"""Only the primary's supervisor changes the role: when it is asked to, and before it stops."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from litefs_django._litefs.client import LiteFSClient
+from litefs_django._litefs.errors import ClientError, SupervisorError
+from litefs_django._litefs.node.description import NodeDescription
+from litefs_django._litefs.node.gates import CommitGates
+from litefs_django._litefs.node.planned_change import Patience, PlannedChange
+
+# A clean stop has 8 s in all, and nobody waits for a node that cannot take over.
+ON_STOP = Patience(answer=0.3, connect=0.5, catch_up=1.0, gates=0.3, rest=0.3, leave=0.5, arrive=0.3)
+LEAVE_TIMEOUT = 3.0
+_LAST_HANDOFF = 1.5  # seconds after which a stop does not begin to hand over any more
+
+_STATIC = (
+    'The lease is "static": LITEFS["PRIMARY"] alone says which node is the primary, and nothing was done. To change '
+    "it: stop litefs_run on {primary}, see in litefs_status that {name} is not behind the others, stop it on all "
+    'nodes, set LITEFS["PRIMARY"] to {name!r} on all of them, and start {name} first.'
+)
+
+
+class Role:
+    """Hands this node's role over, one change at a time. Blocks: not for the main thread."""
+
+    def __init__(self, node: NodeDescription, gates: CommitGates) -> None:
+        self._node = node
+        self._gates = gates
+        self._is_changing = threading.Lock()
+        self._is_stopping = False
+
+    def stop_asking(self) -> None:
+        """From now on no change is begun for `promote`, and one that has not told LiteFS yet is given up."""
+        self._is_stopping = True
+
+    def promote(self, name: str, say: Callable[[str], None]) -> str:
+        """Makes that node the primary, when this one is. Returns what is true then; raises SupervisorError."""
+        if known := self._is_so(name):
+            return known
+        if self._is_stopping or not self._is_changing.acquire(blocking=False):
+            why = "This node stops" if self._is_stopping else "Another change of primary is under way on this node"
+            raise SupervisorError(f"{why}; nothing was done.")
+        try:
+            PlannedChange(self._node, self._gates, Patience(), say, lambda: not self._is_stopping).to(name)
+        finally:
+            self._gates.release()
+            self._is_changing.release()
+        return f"{name} is the primary now."
+
+    def leave(self, say: Callable[[str], None]) -> None:
+        """Before this node stops: hands over to the replica that has come furthest.
+
+        Takes at most LEAVE_TIMEOUT. Raises SupervisorError.
+        """
+        deadline = time.monotonic() + _LAST_HANDOFF
+        if not self._is_changing.acquire(timeout=_LAST_HANDOFF):
+            raise SupervisorError("The change of primary that is under way does not end.")
+        try:
+            name = self._furthest()
+            change = PlannedChange(self._node, self._gates, ON_STOP, say, lambda: time.monotonic() < deadline)
+            try:
+                change.to(name)
+            finally:
+                if not change.is_undecided:
+                    self._gates.release()
+        finally:
+            self._is_changing.release()
+        say(f"{name} is the primary now")
+
+    def _is_so(self, name: str) -> str:
+        """Says that it is so already; "" when it can be tried. Raises SupervisorError when it cannot."""
+        this, urls = self._node.name, self._node.urls
+        if name not in urls:
+            raise SupervisorError(f'{name!r} is not one of LITEFS["NODES"]: {", ".join(sorted(urls))}.')
+        try:
+            own = LiteFSClient(urls[this], 1.0).info()
+        except ClientError as error:
+            raise SupervisorError(f"LiteFS on this node does not answer, and nothing was done. {error}") from error
+        primary = this if own.is_primary else own.primary
+        if primary == name and (own.is_primary or _says_primary(urls[name])):
+            return f"{name} is the primary already."
+        if not self._node.is_elected:
+            raise SupervisorError(_STATIC.format(primary=primary or "the primary", name=name))
+        if primary is None:
+            raise SupervisorError(f"{this} is not the primary, and knows of none now; nothing was done.")
+        if primary != this:
+            raise SupervisorError(
+                f"{this} is not the primary, whose litefs_run hands the lease over; nothing was done. "
+                f'Run "manage.py litefs_promote {name}" on {primary}.'
+            )
+        return ""
+
+    def _furthest(self) -> str:
+        """The candidate that has most of this node's transactions. Raises SupervisorError when there is none."""
+        with ThreadPoolExecutor(len(self._node.other_urls) or 1) as pool:
+            found = dict(zip(self._node.other_urls, pool.map(self._txids, self._node.other_urls.values()), strict=True))
+        best = max(found, key=lambda name: found[name], default=None)
+        if best is None or found[best] < 0:
+            raise SupervisorError("No other node can take the lease now.")
+        return best
+
+    def _txids(self, url: str) -> int:
+        """How far all databases of that node have come together; -1 when it cannot become the primary."""
+        client = LiteFSClient(url, ON_STOP.answer)
+        try:
+            info = client.info()
+            if info.candidate and info.primary == self._node.name:
+                return sum(position.txid for position in client.positions().values())
+        except ClientError:
+            pass
+        return -1
+
+
+def _says_primary(url: str) -> bool:
+    try:
+        return LiteFSClient(url, 1.0).info().is_primary
+    except ClientError:
+        return False
