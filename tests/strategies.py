@@ -122,7 +122,11 @@ def _nodes(draw: DrawFn, this_address: SearchStrategy[str]) -> dict[str, Any]:
         found[name] = draw(
             st.fixed_dictionaries(
                 {"ADDRESS": st.just(address)},
-                optional={"HTTP_PORT": ports, "URL": st.builds("https://{}.test:{}".format, words, ports)},
+                optional={
+                    "HTTP_PORT": ports,
+                    "URL": st.builds("https://{}.test:{}".format, words, ports),
+                    "PUBLIC_URL": st.builds("https://{}.example".format, words),
+                },
             )
         )
     return found
@@ -138,6 +142,11 @@ _OPTIONAL = st.fixed_dictionaries(
         "MAX_LAG": seconds,
         "ALLOW_OTHER": _flags,
         "BINARY": texts,
+        "SECRET": st.text(min_size=32, max_size=50),
+        "HANDOVER": st.sampled_from(["forward", "redirect", "replay"]),
+        "HANDOVER_TIMEOUT": seconds,
+        "WRITES": st.lists(st.builds("/{}".format, texts), max_size=2),
+        "READ_YOUR_WRITES_TIMEOUT": seconds,
     },
 )
 _CONSUL = st.fixed_dictionaries(

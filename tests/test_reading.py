@@ -230,6 +230,15 @@ def test_the_names_of_nodes_are_text() -> None:
     assert only(problems(raw)).setting == 'LITEFS["NODES"]["5"]'
 
 
+@pytest.mark.parametrize("secret", [5, "a short password", ["a secret in a list that is long enough for one"]])
+def test_a_secret_is_never_shown(secret: Any) -> None:
+    problem = only(problems({**TWO_NODES, "SECRET": secret}))
+    assert problem.setting == 'LITEFS["SECRET"]'
+    assert "password" not in str(problem)
+    assert "in a list" not in str(problem)
+    assert "x" * 32 not in repr(read_settings({**TWO_NODES, "SECRET": "x" * 32}, {}))
+
+
 @patient
 @given(litefs_settings(), st.dictionaries(st.sampled_from(["default", "other"]), file_names))
 def test_valid_settings_are_read(raw: dict[str, Any], databases: dict[str, str]) -> None:
@@ -255,6 +264,9 @@ not_a_path = st.one_of(
     st.sampled_from(CONTROL).map("/a{}b".format),
 )
 no_name: SearchStrategy[Any] = st.sampled_from(["no-such-node", "", *junk, 5])
+no_url: SearchStrategy[Any] = st.one_of(
+    not_text, st.sampled_from(["", "a", "http://", "http://a:0", "http://a/b", "http://a#"])
+)
 WRONG: dict[str, SearchStrategy[Any]] = {
     "ENABLED": not_a_flag,
     "MOUNT_PATH": not_a_path,
@@ -271,10 +283,16 @@ WRONG: dict[str, SearchStrategy[Any]] = {
     "ALLOW_OTHER": not_a_flag.filter(lambda value: value is not None),
     "LITEFS_YML": st.sampled_from([*junk, [], "fuse: {}", {"x": 1}, {"exec": "app"}, {"log": {"format": 1}}]),
     "BINARY": st.one_of(not_text, st.just("")),
+    "SECRET": st.one_of(not_text, st.text(max_size=7)),
+    "HANDOVER": st.one_of(not_text, st.sampled_from(["", "proxy"])),
+    "HANDOVER_TIMEOUT": st.one_of(not_a_duration, st.just(0)),
+    "WRITES": st.sampled_from([None, "/a", [5], ["login"], [""], {"/a"}]),
+    "READ_YOUR_WRITES_TIMEOUT": not_a_duration,
 }
 WRONG_IN_NODE: dict[str, SearchStrategy[Any]] = {
     "ADDRESS": st.one_of(not_text, st.sampled_from(["", "0.0.0.0", "1.2.3", "a:1", "http://a", "a b", "a/b"])),
-    "URL": st.one_of(not_text, st.sampled_from(["", "a", "http://", "http://a:0", "http://a/b", "http://a#"])),
+    "URL": no_url,
+    "PUBLIC_URL": no_url,
     "HTTP_PORT": st.one_of(not_whole, st.sampled_from([0, 65536, -1])),
 }
 

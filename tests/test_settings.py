@@ -261,6 +261,10 @@ class TestLiteFSSettings:
             ({"retention": 0.0}, "E004", "RETENTION"),
             ({"retention": 0.9}, "E004", "RETENTION"),
             ({"max_lag": 0.0}, "E004", "MAX_LAG"),
+            ({"secret": "x" * 31}, "E004", "SECRET"),
+            ({"handover": "proxy"}, "E004", "HANDOVER"),
+            ({"handover_timeout": 0.0}, "E004", "HANDOVER_TIMEOUT"),
+            ({"writes": ("login/",)}, "E004", "WRITES"),
         ],
     )
     def test_what_it_refuses(self, changes: dict[str, Any], code: str, key: str) -> None:

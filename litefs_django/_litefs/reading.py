@@ -17,6 +17,7 @@ from litefs_django._litefs.settings import (
     ClusterConfig,
     ConsulConfig,
     DatabaseConfig,
+    HandoverMode,
     LeaseType,
     LiteFSSettings,
     Node,
@@ -77,6 +78,11 @@ def read_settings(raw: object, databases: Mapping[str, object]) -> LiteFSSetting
         "allow_other": top.take("ALLOW_OTHER", _flag, None),
         "litefs_yml": top.take("LITEFS_YML", _mapping, {}),
         "binary": top.take("BINARY", _text, None),
+        "secret": top.take("SECRET", _secret, None),
+        "handover": cast(HandoverMode, top.take("HANDOVER", _text, "forward")),
+        "handover_timeout": top.take("HANDOVER_TIMEOUT", _seconds, 20.0),
+        "writes": top.take("WRITES", _texts, ()),
+        "read_your_writes_timeout": top.take("READ_YOUR_WRITES_TIMEOUT", _seconds, 1.0),
     }
     top.refuse_unknown()
     # A node that could not be read is missing from `nodes`: what would follow from that is no news.
@@ -100,6 +106,7 @@ def _read_nodes(top: _Section, this: str, port: int) -> tuple[Node, ...]:
         section = _Section(f'{top.path}["NODES"]["{name}"]', raw, top.problems)
         address = section.take("ADDRESS", _text, None)
         url = section.take("URL", _text, None)
+        public_url = section.take("PUBLIC_URL", _text, None)
         http_port = section.take("HTTP_PORT", _whole, port)
         section.refuse_unknown()
         if not isinstance(name, str):
@@ -107,7 +114,7 @@ def _read_nodes(top: _Section, this: str, port: int) -> tuple[Node, ...]:
         elif address is not None:
             node = _build(
                 top.problems,
-                lambda: Node(name=name, address=address, url=url, http_port=http_port),  # noqa: B023
+                lambda: Node(name=name, address=address, url=url, public_url=public_url, http_port=http_port),  # noqa: B023
             )
             if node is not None:
                 nodes.append(node)
@@ -181,7 +188,7 @@ class _Section:
             return convert(self.raw[key])
         except TypeError as error:
             # What should have been a dictionary may hold a secret.
-            shown = "The value" if convert is _mapping else repr(self.raw[key])
+            shown = "The value" if convert in (_mapping, _secret) else repr(self.raw[key])
             self.note("E003", key, f"{shown} is not {error}.", _what_to_write(self.raw[key], convert, key))
         except ValueError as error:
             self.note("E004", key, f"{self.raw[key]!r} is not {error}.", f"Write {EXAMPLES[key]}.")
@@ -239,6 +246,18 @@ def _text(value: object) -> str:
     if not value:
         raise ValueError("allowed: it must not be empty")
     return value
+
+
+def _secret(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("a str")
+    return value
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(each, str) for each in value):
+        raise TypeError("a list of str")
+    return tuple(value)
 
 
 def _flag(value: object) -> bool:

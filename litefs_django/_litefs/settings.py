@@ -21,6 +21,8 @@ from litefs_django._litefs.errors import SettingProblem, SettingsError
 
 LeaseType = Literal["static", "consul"]
 LEASE_TYPES: tuple[LeaseType, ...] = get_args(LeaseType)
+HandoverMode = Literal["forward", "redirect", "replay"]
+HANDOVER_MODES: tuple[HandoverMode, ...] = get_args(HandoverMode)
 
 # A file of these names belongs to LiteFS (its special files beside each database).
 RESERVED_SUFFIXES = ("-journal", "-wal", "-shm", "-pos", "-lock")
@@ -48,12 +50,14 @@ class Node:
 
     `name` is what LiteFS calls its hostname and writes into `.primary`; `address` a host name or
     IP address that the other nodes reach, without a port; `url` the application server's own base
-    URL, if known; `http_port` where LiteFS's HTTP API listens.
+    URL, if known; `public_url` the one at which visitors reach this node and no other, if they can;
+    `http_port` where LiteFS's HTTP API listens.
     """
 
     name: str
     address: str
     url: str | None = None
+    public_url: str | None = None
     http_port: int = 20202
 
     def __post_init__(self) -> None:
@@ -73,13 +77,12 @@ class Node:
                 f"{self.address!r} is not an address.",
                 "Give a host name or an IP address that the other nodes reach, without scheme, port or brackets.",
             )
-        if self.url is not None and (reason := url_problem(self.url)):
-            problems.note(
-                "E004",
-                f'{where}["URL"]',
-                f"{self.url!r} {reason}.",
-                "Give the application server's base URL, like 'http://10.0.0.1:8000'.",
-            )
+        for key, url, hint in (
+            ("URL", self.url, "Give the application server's base URL, like 'http://10.0.0.1:8000'."),
+            ("PUBLIC_URL", self.public_url, "Give the base URL that visitors use, like 'https://web1.example.com'."),
+        ):
+            if url is not None and (reason := url_problem(url)):
+                problems.note("E004", f'{where}["{key}"]', f"{url!r} {reason}.", hint)
         check_port(problems, f'{where}["HTTP_PORT"]', self.http_port)
         problems.raise_any()
 
@@ -198,7 +201,8 @@ class LiteFSSettings:
     """The whole of `LITEFS`, valid. Durations are in seconds.
 
     `allow_other` None means: on when the supervisor is root (others may then open the mount).
-    `litefs_yml` holds extra litefs.yml keys, checked by `ConfigGenerator`.
+    `litefs_yml` holds extra litefs.yml keys, checked by `ConfigGenerator`. `secret` is what the nodes
+    alone share; `writes` are paths in which `*` stands for anything.
     """
 
     cluster: ClusterConfig
@@ -214,6 +218,11 @@ class LiteFSSettings:
     allow_other: bool | None = None
     litefs_yml: Mapping[str, Any] = field(default_factory=dict)
     binary: str | None = None
+    secret: str | None = field(default=None, repr=False)
+    handover: HandoverMode = "forward"
+    handover_timeout: float = 20.0
+    writes: tuple[str, ...] = ()
+    read_your_writes_timeout: float = 1.0
 
     def __post_init__(self) -> None:
         if self.run_path is None:
@@ -223,6 +232,7 @@ class LiteFSSettings:
         self._check_paths(problems)
         self._check_lease(problems)
         self._check_databases(problems)
+        self._check_handover(problems)
         if self.retention < 1:
             problems.note(
                 "E004",
@@ -299,6 +309,34 @@ class LiteFSSettings:
                 f'is set, but LITEFS["LEADER_ELECTION"] is {self.leader_election!r}.',
                 "Remove it, or set LITEFS[\"LEADER_ELECTION\"] to 'consul'.",
             )
+
+    def _check_handover(self, problems: _Problems) -> None:
+        if self.secret is not None and len(self.secret.encode(errors="surrogatepass")) < 32:
+            problems.note(
+                "E004",
+                'LITEFS["SECRET"]',
+                "is shorter than 32 bytes.",
+                'Make one for the cluster: python -c "import secrets; print(secrets.token_urlsafe(32))".',
+            )
+        if self.handover not in HANDOVER_MODES:
+            problems.note(
+                "E004",
+                'LITEFS["HANDOVER"]',
+                f"{self.handover!r} is not a way to hand a request over.",
+                f"Use one of: {', '.join(repr(mode) for mode in HANDOVER_MODES)}.",
+            )
+        if self.handover_timeout <= 0:
+            problems.note(
+                "E004", 'LITEFS["HANDOVER_TIMEOUT"]', f"{self.handover_timeout!r} is not above 0.", "Give seconds."
+            )
+        for pattern in self.writes:
+            if not pattern.startswith(("/", "*")):
+                problems.note(
+                    "E004",
+                    'LITEFS["WRITES"]',
+                    f"{pattern!r} is not the beginning of a path.",
+                    "Begin with '/'; '*' stands for anything, as in '/login/callback/*'.",
+                )
 
     def _check_databases(self, problems: _Problems) -> None:
         aliases: dict[str, str] = {}

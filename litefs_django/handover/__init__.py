@@ -1,0 +1,1 @@
+"""Handing a request over to the primary: see `litefs_django.middleware`."""
