@@ -3,6 +3,8 @@
 OperationalError (django.db)
  +-- NotPrimaryError       a write on a node that is not the primary: nothing was done
  +-- CommitOutcomeUnknown  the database said "committed", but LiteFS went away or lost its role meanwhile
+BaseException
+ +-- HandOver              NotPrimaryError in a request that the middleware can hand over to the primary
 """
 
 from __future__ import annotations
@@ -38,3 +40,14 @@ class CommitOutcomeUnknown(OperationalError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class HandOver(BaseException):
+    """Ends a request that has to write, on its way to the middleware, which hands it over to the primary.
+
+    Not an Exception: what the project, Django's sessions or signals make of those must not stop it.
+    """
+
+    def __init__(self, refused: NotPrimaryError) -> None:
+        super().__init__(refused)
+        self.refused = refused

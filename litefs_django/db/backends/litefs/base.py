@@ -22,6 +22,8 @@ from litefs_django.db.backends.litefs.client import DatabaseClient
 from litefs_django.db.backends.litefs.creation import DatabaseCreation
 from litefs_django.db.backends.litefs.features import DatabaseFeatures
 from litefs_django.db.backends.litefs.operations import DatabaseOperations
+from litefs_django.exceptions import NotPrimaryError
+from litefs_django.handover import cache_table, note
 
 if TYPE_CHECKING:
     from litefs_django.db.backends.litefs.place import Place
@@ -107,6 +109,35 @@ class DatabaseWrapper(base.DatabaseWrapper):
         # What it had begun cannot be committed any more.
         old.end_turn()
 
+    def _commit(self) -> None:
+        try:
+            super()._commit()  # type: ignore[misc]
+        except NotPrimaryError as error:
+            raise note.refuse(error) from error.__cause__
+
+    def on_commit(self, func: Callable[[], object], robust: bool = False) -> None:
+        request = note.current()
+        if request is None or self.in_atomic_block or not self._is_on_replica() or not self.get_autocommit():
+            super().on_commit(func, robust)
+        else:
+            request.defer(lambda: super(DatabaseWrapper, self).on_commit(func, robust))
+
+    def run_and_clear_commit_hooks(self) -> None:
+        request = note.current()
+        if request is None or not self.run_on_commit or not self._is_on_replica():
+            super().run_and_clear_commit_hooks()
+            return
+        # A request that is still handed over does on the primary what it did here, these included.
+        hooks, self.run_on_commit = self.run_on_commit, []
+        request.defer(lambda: self._run_deferred(hooks))
+
+    def _run_deferred(self, hooks: list[Any]) -> None:
+        self.run_on_commit = hooks
+        super().run_and_clear_commit_hooks()
+
+    def _is_on_replica(self) -> bool:
+        return self.is_guarded and self.connection is not None and not self.connection.is_writable
+
     def is_left_behind_by(self, error: OperationalError) -> bool:
         """Whether the error says that nothing was run, and that a new connection can run it."""
         if not self.is_guarded:
@@ -166,8 +197,11 @@ class _Reopening:
             return super()._execute(*args)  # type: ignore[misc]
         except OperationalError as error:
             if not self._renew(error):
-                raise
-        return super()._execute(*args)  # type: ignore[misc]
+                return self._refused(error, args[0])
+        try:
+            return super()._execute(*args)  # type: ignore[misc]
+        except NotPrimaryError as error:
+            return self._refused(error, args[0])
 
     def _executemany(self, sql: str, param_list: Iterable[Any], *args: Any) -> Any:
         rows = _Rows(param_list)
@@ -176,8 +210,21 @@ class _Reopening:
         except OperationalError as error:
             # Of several rows all but the last are committed.
             if len(rows.taken) > 1 or not self._renew(error):
-                raise
-        return super()._executemany(sql, chain(rows.taken, rows), *args)  # type: ignore[misc]
+                return self._refused(error, sql)
+        try:
+            return super()._executemany(sql, chain(rows.taken, rows), *args)  # type: ignore[misc]
+        except NotPrimaryError as error:
+            return self._refused(error, sql)
+
+    def _refused(self, error: OperationalError, sql: str) -> None:
+        """Raises what the statement ends in; returns for one that may be left undone."""
+        if not isinstance(error, NotPrimaryError):
+            raise error
+        if not cache_table.is_written_by(sql):
+            raise note.refuse(error) from error.__cause__
+        if not cache_table.may_be_left_undone(sql):
+            raise error
+        self.cursor.has_changed_nothing()
 
     def _renew(self, error: OperationalError) -> bool:
         """Whether there is a cursor now that can run what was not run."""

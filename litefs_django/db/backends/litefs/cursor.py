@@ -88,6 +88,10 @@ class Cursor(sqlite3.Cursor):
         """As sqlite3's; after executemany() of all rows together."""
         return super().rowcount if self._changed is None else self._changed
 
+    def has_changed_nothing(self) -> None:
+        """Lets it look as after a statement that found no row."""
+        self._changed = 0
+
     def executescript(self, script: str, /) -> Cursor:
         connection = self.connection
         if connection.in_transaction:

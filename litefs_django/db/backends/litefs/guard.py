@@ -21,6 +21,7 @@ from litefs_django.db.backends.litefs.locks import Locks, end_with_thread, run_a
 from litefs_django.db.backends.litefs.mounted import MountedConnection
 from litefs_django.db.backends.litefs.place import Place, Reopen, Role
 from litefs_django.exceptions import CommitOutcomeUnknown, NotPrimaryError
+from litefs_django.handover import note
 
 T = TypeVar("T")
 
@@ -266,12 +267,16 @@ class Connection(MountedConnection):
         acknowledged under kill -9, 4 were gone; of those that this stat confirmed, none.
         """
         role = self.role()
-        if role is not Role.PRIMARY:
+        if role is Role.PRIMARY:
+            note.committed(self.place.alias)
+        else:
             self.is_obsolete = role is Role.REPLICA
             what = "this node lost the primary's role" if role is Role.REPLICA else "LiteFS ended"
             raise self._unknown(f"SQLite acknowledged it, but {what} at that moment")
 
     def _unknown(self, why: str) -> CommitOutcomeUnknown:
+        # A request that goes on after this is not to be run again.
+        note.committed(self.place.alias)
         return CommitOutcomeUnknown(
             f"It is not known whether the commit to database {self.place.alias!r} happened: {why}. "
             "Look before you write it again.",

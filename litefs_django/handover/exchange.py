@@ -1,0 +1,218 @@
+"""One request as it came from the wire: what is signed, sent on, sent again, and restored on the primary.
+
+Everything is kept before any other middleware or the view can change it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import IO, Any, Protocol
+
+from django.conf import settings
+from django.core.handlers.asgi import ASGIRequest
+from django.core.handlers.wsgi import WSGIRequest
+from django.http import HttpRequest
+
+from litefs_django.handover import headers, signing
+from litefs_django.handover.headers import Headers
+
+_HOP = "HTTP_LITEFS_DJANGO_HOP"
+
+
+class LengthRequired(Exception):
+    """A chunked body whose end this WSGI server does not show."""
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A request's body: either `data`, or a stream with its `length`, None when it is chunked."""
+
+    data: bytes | None = None
+    stream: IO[bytes] | None = None
+    length: int | None = 0
+
+
+class Exchange(Protocol):
+    """A request of either kind of server."""
+
+    request: HttpRequest
+    hop: str | None
+    client: str
+    scheme: str
+
+    def signed(self) -> signing.Request:
+        """What a hop's signature covers. Raises RequestRefused when the request cannot be passed on."""
+
+    def headers(self) -> Headers:
+        """As they came."""
+
+    def read_small_body(self) -> None:
+        """Reads a body that may be kept in memory. Raises UnreadablePostError when the client has gone."""
+
+    def restore(self, hop: signing.Hop) -> None:
+        """Lets the request look as it did on the node that sent it here."""
+
+    def body(self) -> Body | None:
+        """The whole body, to be sent once more each time; None when it is not to be had any more."""
+
+    def again(self) -> HttpRequest | None:
+        """A new request like the first, to run here; None when its body is not to be had any more."""
+
+
+def exchange_of(request: HttpRequest) -> Exchange:
+    """Keeps what the request is now, and takes our own headers out of it."""
+    return _AsgiExchange(request) if isinstance(request, ASGIRequest) else _WsgiExchange(request)
+
+
+def buffered_length() -> int:
+    """The largest body that is read before the view, in bytes."""
+    limit: int | None = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+    most: int = settings.FILE_UPLOAD_MAX_MEMORY_SIZE
+    return most if limit is None else min(most, limit)
+
+
+def _take_ours(meta: dict[str, Any]) -> str | None:
+    """The hop's header, as it came. Takes all of ours away."""
+    if not any(map(headers.is_ours_in_meta, meta)):
+        return None
+    hop = meta.get(_HOP)
+    for key in [key for key in meta if headers.is_ours_in_meta(key)]:
+        del meta[key]
+    return hop
+
+
+class _WsgiExchange:
+    def __init__(self, request: HttpRequest) -> None:
+        assert isinstance(request, WSGIRequest)
+        self.request: HttpRequest = request
+        self.hop = _take_ours(request.environ)
+        self._environ = dict(request.environ)
+        for key in ("PATH_INFO", "SCRIPT_NAME"):
+            # Django has decoded them in place.
+            self._environ[key] = self._environ[key].encode().decode("latin-1")
+        self.client: str = self._environ.get("REMOTE_ADDR") or ""
+        self.scheme: str = self._environ.get("wsgi.url_scheme") or "http"
+
+    @property
+    def _is_chunked(self) -> bool:
+        return "HTTP_TRANSFER_ENCODING" in self._environ
+
+    def _length(self) -> int:
+        try:
+            return max(int(self._environ.get("CONTENT_LENGTH") or 0), 0)
+        except ValueError:
+            return 0
+
+    def read_small_body(self) -> None:
+        if not self._is_chunked and 0 < self._length() <= buffered_length():
+            _ = self.request.body
+
+    def signed(self) -> signing.Request:
+        environ = self._environ
+        host = environ.get("HTTP_HOST") or f"{environ['SERVER_NAME']}:{environ['SERVER_PORT']}"
+        return signing.Request(
+            method=environ["REQUEST_METHOD"].upper(),
+            target=headers.environ_target(environ),
+            host=headers.checked_host(host),
+        )
+
+    def headers(self) -> Headers:
+        return headers.environ_headers(self._environ)
+
+    def restore(self, hop: signing.Hop) -> None:
+        assert isinstance(self.request, WSGIRequest)
+        for environ in (self.request.environ, self._environ):
+            environ |= {"REMOTE_ADDR": hop.client, "wsgi.url_scheme": hop.scheme}
+            for key in ("REMOTE_HOST", "REMOTE_PORT"):
+                environ.pop(key, None)
+
+    def body(self) -> Body | None:
+        request = self.request
+        kept = vars(request).get("_body")
+        if kept is not None:
+            return Body(data=kept)
+        if request._read_started:  # type: ignore[attr-defined]
+            return None
+        if self._is_chunked:
+            if not self._environ.get("wsgi.input_terminated"):
+                raise LengthRequired
+            stream, length = self._environ["wsgi.input"], None
+        else:
+            stream, length = request, self._length()
+        if length == 0:
+            return Body(data=b"")
+        # Whoever asks next is told that it is not to be had again.
+        request._read_started = True  # type: ignore[attr-defined]
+        return Body(stream=stream, length=length)
+
+    def again(self) -> HttpRequest | None:
+        kept = vars(self.request).get("_body")
+        if kept is None and self.request._read_started:  # type: ignore[attr-defined]
+            return None
+        stream = self._environ["wsgi.input"] if kept is None else io.BytesIO(kept)
+        return WSGIRequest({**self._environ, "wsgi.input": stream})
+
+
+class _AsgiExchange:
+    def __init__(self, request: HttpRequest) -> None:
+        assert isinstance(request, ASGIRequest)
+        self.request: HttpRequest = request
+        self.hop = _take_ours(request.META)
+        self._stream: IO[bytes] = request._stream
+        self._take_scope(request.scope)
+
+    def _take_scope(self, scope: Mapping[str, Any]) -> None:
+        self._scope = scope
+        self.client: str = (scope.get("client") or [""])[0]
+        self.scheme: str = scope.get("scheme") or "http"
+
+    def read_small_body(self) -> None:
+        length = self._stream.seek(0, io.SEEK_END)
+        self._stream.seek(0)
+        if 0 < length <= buffered_length():
+            _ = self.request.body
+
+    def signed(self) -> signing.Request:
+        meta = self.request.META
+        host = meta.get("HTTP_HOST") or f"{meta['SERVER_NAME']}:{meta['SERVER_PORT']}"
+        return signing.Request(
+            method=self._scope["method"].upper(),
+            target=headers.scope_target(self._scope),
+            host=headers.checked_host(host),
+        )
+
+    def headers(self) -> Headers:
+        return headers.scope_headers(self._scope)
+
+    def restore(self, hop: signing.Hop) -> None:
+        request = self.request
+        assert isinstance(request, ASGIRequest)
+        request.scope = {
+            **request.scope,
+            "scheme": hop.scheme,
+            "client": (hop.client, 0) if hop.client else None,
+            "headers": [pair for pair in request.scope["headers"] if not headers.is_ours(pair[0].decode("latin-1"))],
+        }
+        for key in ("REMOTE_ADDR", "REMOTE_HOST", "REMOTE_PORT"):
+            request.META.pop(key, None)
+        if hop.client:
+            request.META |= {"REMOTE_ADDR": hop.client, "REMOTE_HOST": hop.client}
+        self._take_scope(request.scope)
+
+    def body(self) -> Body | None:
+        kept = vars(self.request).get("_body")
+        if kept is not None:
+            return Body(data=kept)
+        if self._stream.closed:
+            return None
+        length = self._stream.seek(0, io.SEEK_END)
+        self._stream.seek(0)
+        return Body(stream=self._stream, length=length) if length else Body(data=b"")
+
+    def again(self) -> HttpRequest | None:
+        body = self.body()
+        if body is None:
+            return None
+        return ASGIRequest(self._scope, body.stream or io.BytesIO(body.data or b""))

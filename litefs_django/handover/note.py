@@ -1,0 +1,95 @@
+"""What the database backend and the middleware tell each other about one request.
+
+The middleware writes the note into a context variable, which Django's and asyncio's own means carry
+into threads (sync_to_async, asyncio.to_thread) and tasks; a thread that is started by hand has none.
+It is closed when the request has been answered: whoever still works then is outside of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from litefs_django.exceptions import HandOver, NotPrimaryError
+
+
+class RequestNote:
+    """One request that could still be handed over.
+
+    `refused` is the first write that this node could not do; `written` the aliases of this ENGINE that
+    something was committed to, `has_written` whether anything was committed anywhere, or may have been.
+    """
+
+    def __init__(self) -> None:
+        self.is_open = True
+        self.refused: NotPrimaryError | None = None
+        self.written: set[str] = set()
+        self.has_written = False
+        self._hooks: list[Callable[[], None]] = []
+
+    def defer(self, hook: Callable[[], None]) -> None:
+        """Runs it when the request has been answered here, and not when it is handed over."""
+        self._hooks.append(hook)
+
+    @property
+    def has_hooks(self) -> bool:
+        return bool(self._hooks)
+
+    def run_hooks(self) -> None:
+        while self._hooks:
+            self._hooks.pop(0)()
+
+
+_current: ContextVar[RequestNote | None] = ContextVar("litefs_django_request", default=None)
+_is_handled: ContextVar[bool] = ContextVar("litefs_django_handles_not_primary", default=False)
+
+
+def current() -> RequestNote | None:
+    """The note of the request that this code runs for; None outside of requests."""
+    note = _current.get()
+    return note if note is not None and note.is_open else None
+
+
+@contextmanager
+def opened() -> Iterator[RequestNote]:
+    """A new note, for what runs inside."""
+    note = RequestNote()
+    token = _current.set(note)
+    try:
+        yield note
+    finally:
+        note.is_open = False
+        _current.reset(token)
+
+
+@contextmanager
+def handling() -> Iterator[None]:
+    """Inside, a refused write is a NotPrimaryError that the project handles itself."""
+    token = _is_handled.set(True)
+    try:
+        yield
+    finally:
+        _is_handled.reset(token)
+
+
+def refuse(error: NotPrimaryError) -> BaseException:
+    """What the backend is to raise for a write that this node cannot do."""
+    note = current()
+    if note is None or _is_handled.get():
+        return error
+    note.refused = note.refused or error
+    return HandOver(error)
+
+
+def committed(alias: str) -> None:
+    """Something was committed to this database of our ENGINE, or may have been."""
+    if note := current():
+        note.written.add(alias)
+        note.has_written = True
+
+
+def committed_elsewhere() -> None:
+    """Something was committed that handing the request over would do twice."""
+    if note := current():
+        note.has_written = True
