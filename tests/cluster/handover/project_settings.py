@@ -57,6 +57,8 @@ LOGGING = {
     "loggers": {"django": {"handlers": [], "propagate": True}},
 }
 # What one test changes.
-globals().update(json.loads(os.environ.get("LITEFS_TEST_SETTINGS", "{}")))
+_changes = json.loads(os.environ.get("LITEFS_TEST_SETTINGS", "{}"))
+DATABASES["default"]["ATOMIC_REQUESTS"] = _changes.pop("ATOMIC_REQUESTS", False)
+globals().update(_changes)
 
 __all__ = ["DATABASES", "DEFAULT_AUTO_FIELD", "LITEFS", "SECRET_KEY", "USE_TZ"]

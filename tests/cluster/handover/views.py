@@ -16,8 +16,9 @@ from typing import Any
 from asgiref.sync import sync_to_async
 from django.contrib import messages
 from django.core.cache import caches
+from django.core.signals import got_request_exception
 from django.db import connection, transaction
-from django.dispatch import Signal
+from django.dispatch import Signal, receiver
 from django.http import FileResponse, HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.template import engines
@@ -32,6 +33,11 @@ from litefs_django.decorators import handles_not_primary, reads, writes
 from tests.cluster.models import Author
 
 happened = Signal()
+
+
+@receiver(got_request_exception)
+def say_signal(**kwargs: Any) -> None:
+    print(f"signal: {kwargs['sender']}", flush=True)
 
 
 def node() -> str:
@@ -101,7 +107,6 @@ def swallow_body(request: HttpRequest) -> JsonResponse:
     while chunk := request.read(1 << 16):
         digest.update(chunk)
         length += len(chunk)
-    add(digest.hexdigest()[:40])
     return say(digest=digest.hexdigest(), length=length)
 
 
@@ -250,14 +255,14 @@ def by_raw_connection(name: str) -> None:
 
 
 def by_robust_signal(name: str) -> None:
-    def receiver(**kwargs: Any) -> None:
+    def adds(**kwargs: Any) -> None:
         add(name)
 
-    happened.connect(receiver)
+    happened.connect(adds)
     try:
         happened.send_robust(None)
     finally:
-        happened.disconnect(receiver)
+        happened.disconnect(adds)
 
 
 def on_commit(name: str) -> None:
