@@ -25,12 +25,18 @@ class LengthRequired(Exception):
     """A chunked body whose end this WSGI server does not show."""
 
 
+class Readable(Protocol):
+    """A file, as far as it is needed."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Body:
     """A request's body: either `data`, or a stream with its `length`, None when it is chunked."""
 
     data: bytes | None = None
-    stream: IO[bytes] | None = None
+    stream: Readable | None = None
     length: int | None = 0
 
 
@@ -138,14 +144,9 @@ class _WsgiExchange:
         if self._is_chunked:
             if not self._environ.get("wsgi.input_terminated"):
                 raise LengthRequired
-            stream, length = self._environ["wsgi.input"], None
-        else:
-            stream, length = request, self._length()
-        if length == 0:
-            return Body(data=b"")
-        # Whoever asks next is told that it is not to be had again.
-        request._read_started = True  # type: ignore[attr-defined]
-        return Body(stream=stream, length=length)
+            return Body(stream=_Chunked(request, self._environ["wsgi.input"]), length=None)
+        length = self._length()
+        return Body(stream=request, length=length) if length else Body(data=b"")
 
     def again(self) -> HttpRequest | None:
         kept = vars(self.request).get("_body")
@@ -153,6 +154,18 @@ class _WsgiExchange:
             return None
         stream = self._environ["wsgi.input"] if kept is None else io.BytesIO(kept)
         return WSGIRequest({**self._environ, "wsgi.input": stream})
+
+
+class _Chunked:
+    """What Django does not read. As Django does of its own stream, the request knows when it has been begun."""
+
+    def __init__(self, request: HttpRequest, stream: IO[bytes]) -> None:
+        self._request = request
+        self._stream = stream
+
+    def read(self, size: int) -> bytes:
+        self._request._read_started = True  # type: ignore[attr-defined]
+        return self._stream.read(size)
 
 
 class _AsgiExchange:
@@ -212,7 +225,8 @@ class _AsgiExchange:
         return Body(stream=self._stream, length=length) if length else Body(data=b"")
 
     def again(self) -> HttpRequest | None:
-        body = self.body()
-        if body is None:
+        if vars(self.request).get("_body") is None and self._stream.closed:
             return None
-        return ASGIRequest(self._scope, body.stream or io.BytesIO(body.data or b""))
+        body = self.body()
+        assert body is not None
+        return ASGIRequest(self._scope, io.BytesIO(body.data) if body.data is not None else self._stream)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from typing import Any
 
 from tests.cluster.project_settings import DATABASES, DEFAULT_AUTO_FIELD, LITEFS, SECRET_KEY, USE_TZ
 
@@ -25,7 +26,7 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
 ]
-TEMPLATES = [
+TEMPLATES: list[dict[str, Any]] = [
     {
         "BACKEND": "django.template.backends.django.DjangoTemplates",
         "APP_DIRS": True,
@@ -59,6 +60,9 @@ LOGGING = {
 # What one test changes.
 _changes = json.loads(os.environ.get("LITEFS_TEST_SETTINGS", "{}"))
 DATABASES["default"]["ATOMIC_REQUESTS"] = _changes.pop("ATOMIC_REQUESTS", False)
+if _changes.pop("OTHER_DATABASE", False):
+    DATABASES["other"] = {"ENGINE": "django.db.backends.sqlite3", "NAME": f"other-{LITEFS['NODE']}.sqlite3"}
+TEMPLATES[0]["DIRS"] = _changes.pop("TEMPLATE_DIRS", [])
 globals().update(_changes)
 
 __all__ = ["DATABASES", "DEFAULT_AUTO_FIELD", "LITEFS", "SECRET_KEY", "USE_TZ"]

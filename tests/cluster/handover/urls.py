@@ -39,6 +39,7 @@ urlpatterns = [
     path("search-class/", views.Search.as_view()),
     path("cached/", views.cached),
     path("file/", views.file),
+    path("both/", views.both),
     path("late/", views.late),
     path("failing/", views.failing),
     path("admin/", admin.site.urls),

@@ -17,7 +17,7 @@ from asgiref.sync import sync_to_async
 from django.contrib import messages
 from django.core.cache import caches
 from django.core.signals import got_request_exception
-from django.db import connection, transaction
+from django.db import connection, connections, transaction
 from django.dispatch import Signal, receiver
 from django.http import FileResponse, HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
@@ -480,6 +480,28 @@ def file(request: HttpRequest) -> FileResponse:
     """A streaming response of a request that has tried to write, and has not told."""
     swallowed_wholly(request.GET["name"])
     return FileResponse(open(__file__, "rb"))
+
+
+def both(request: HttpRequest) -> JsonResponse:
+    """Uses another ENGINE's connection, then writes."""
+
+    def keep() -> None:
+        with connections["other"].cursor() as cursor:
+            cursor.execute("CREATE TABLE IF NOT EXISTS kept (name text)")
+            cursor.execute("INSERT INTO kept VALUES (%s)", [request.GET["name"]])
+
+    if "read" in request.GET:
+        with connections["other"].cursor() as cursor:
+            cursor.execute("SELECT 1")
+        add(request.GET["name"])
+    elif "atomic" in request.GET:
+        with transaction.atomic(using="other"):
+            keep()
+            add(request.GET["name"])
+    else:
+        keep()
+        add(request.GET["name"])
+    return say()
 
 
 def late(request: HttpRequest) -> StreamingHttpResponse:
