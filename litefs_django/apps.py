@@ -3,6 +3,8 @@ from __future__ import annotations
 from django.apps import AppConfig
 from django.core import checks
 
+from litefs_django.management.refusal import say_where_to_write
+
 
 class LiteFSConfig(AppConfig):
     name = "litefs_django"
@@ -19,3 +21,4 @@ class LiteFSConfig(AppConfig):
             checks.register(check, ours.TAG)
         for check in ours.DEPLOY_CHECKS:
             checks.register(check, ours.TAG, deploy=True)
+        say_where_to_write()

@@ -12,7 +12,7 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 
-from litefs_django._litefs.errors import SettingProblem, SettingsError
+from litefs_django._litefs.errors import SettingsError
 from litefs_django._litefs.reading import read_settings
 from litefs_django._litefs.settings import LiteFSSettings, is_in_memory_name
 
@@ -51,36 +51,6 @@ def has_databases() -> bool:
     return any(
         database.get("ENGINE") == ENGINE and not is_in_memory(database) for database in settings.DATABASES.values()
     )
-
-
-def handover_problems() -> list[SettingProblem]:
-    """What LITEFS lacks for the middleware to hand requests over. Raises ImproperlyConfigured as get_settings()."""
-    configured = get_settings()
-    nodes = configured.cluster.nodes
-    problems: list[SettingProblem] = []
-    if len(nodes) < 2:
-        return problems
-    if configured.handover == "forward" and configured.secret is None:
-        problems.append(
-            SettingProblem(
-                "E030",
-                'LITEFS["SECRET"]',
-                "is missing, and LiteFSMiddleware signs with it what it forwards.",
-                'Make one for all nodes: python -c "import secrets; print(secrets.token_urlsafe(32))".',
-            )
-        )
-    key = {"forward": "URL", "redirect": "PUBLIC_URL"}.get(configured.handover)
-    problems += [
-        SettingProblem(
-            "E031",
-            f'LITEFS["NODES"]["{node.name}"]["{key}"]',
-            f'is missing, and LITEFS["HANDOVER"] is {configured.handover!r}.',
-            "Give the base URL at which that node's application server is reached, like 'http://10.0.0.1:8000'.",
-        )
-        for node in nodes
-        if key is not None and (node.url if key == "URL" else node.public_url) is None
-    ]
-    return problems
 
 
 def is_in_memory(database: Mapping[str, Any]) -> bool:

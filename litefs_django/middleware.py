@@ -41,7 +41,7 @@ class LiteFSMiddleware:
     def __init__(self, get_response: GetResponse) -> None:
         if not conf.is_enabled() or not conf.has_databases():
             raise MiddlewareNotUsed
-        if problems := conf.handover_problems():
+        if problems := conf.get_settings().handover_problems():
             raise ImproperlyConfigured("\n".join(map(str, problems)))
         self.get_response = get_response
         self.is_async = iscoroutinefunction(get_response)

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import litefs_django
-from litefs_django import exceptions
+from litefs_django import exceptions, node
 
 
 def modules_after(code: str) -> set[str]:
@@ -19,12 +19,20 @@ def modules_after(code: str) -> set[str]:
 
 def test_they_are_these() -> None:
     """Each is promised to stay: semantic versioning."""
-    assert litefs_django.__all__ == ["CommitOutcomeUnknown", "NotPrimaryError"]
+    assert litefs_django.__all__ == [
+        "CommitOutcomeUnknown",
+        "NotPrimaryError",
+        "is_primary",
+        "position",
+        "primary",
+        "wait_for",
+    ]
 
 
 @pytest.mark.parametrize("name", litefs_django.__all__)
 def test_each_can_be_used(name: str) -> None:
-    assert getattr(litefs_django, name) is getattr(exceptions, name)
+    module = exceptions if name[0].isupper() else node
+    assert getattr(litefs_django, name) is getattr(module, name)
     assert name in dir(litefs_django)
 
 

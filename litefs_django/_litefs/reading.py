@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 from litefs_django._litefs import litefs_yml
 from litefs_django._litefs.errors import SettingProblem, SettingsError
 from litefs_django._litefs.settings import (
+    HANDOVER_MODES,
     LEASE_TYPES,
     ClusterConfig,
     ConsulConfig,
@@ -46,6 +47,12 @@ EXAMPLES = {
     "MAX_LAG": "seconds, like 10, or timedelta(seconds=10)",
     "ALLOW_OTHER": "True or False",
     "LITEFS_YML": 'a dict of LiteFS\'s own keys, like {"log": {"format": "json"}}',
+    "SECRET": "32 random bytes or more as a str",
+    "HANDOVER": " or ".join(map(repr, HANDOVER_MODES)),
+    "HANDOVER_TIMEOUT": "seconds, like 20, or timedelta(seconds=20)",
+    "WRITES": "a list of paths, like ['/login/callback/*']",
+    "READ_YOUR_WRITES_TIMEOUT": "seconds, like 1, or timedelta(seconds=1)",
+    "PUBLIC_URL": "a base URL, like 'https://web1.example.com'",
     "BINARY": "the path of a program as a str, like '/usr/local/bin/litefs'",
 }
 

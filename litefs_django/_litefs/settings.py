@@ -250,6 +250,30 @@ class LiteFSSettings:
         assert self.run_path is not None
         return self.run_path
 
+    def handover_problems(self) -> list[SettingProblem]:
+        """What the middleware lacks to hand requests over; nothing where there is one node alone."""
+        problems = _Problems()
+        if len(self.cluster.nodes) < 2:
+            return problems
+        if self.handover == "forward" and self.secret is None:
+            problems.note(
+                "E030",
+                'LITEFS["SECRET"]',
+                "is missing, and LiteFSMiddleware signs with it what it forwards.",
+                'Make one for all nodes: python -c "import secrets; print(secrets.token_urlsafe(32))".',
+            )
+        for node in self.cluster.nodes:
+            for mode, key, url in (("forward", "URL", node.url), ("redirect", "PUBLIC_URL", node.public_url)):
+                if self.handover == mode and url is None:
+                    problems.note(
+                        "E031",
+                        f'LITEFS["NODES"]["{node.name}"]["{key}"]',
+                        f'is missing, and LITEFS["HANDOVER"] is {mode!r}.',
+                        "Give the base URL at which that node's application server is reached, like "
+                        "'http://10.0.0.1:8000'.",
+                    )
+        return problems
+
     def _check_paths(self, problems: _Problems) -> None:
         paths = {"MOUNT_PATH": self.mount_path, "DATA_PATH": self.data_path, "RUN_PATH": self.run}
         for key, path in paths.items():

@@ -15,6 +15,7 @@ from litefs_django.checks.configuration import (
     check_unguarded,
 )
 from litefs_django.checks.context import Check
+from litefs_django.checks.handover import check_handover, check_saved_sessions
 from litefs_django.checks.machine import check_binary, check_directories, check_exposure, check_machine, check_port
 from litefs_django.checks.project import (
     check_caches,
@@ -38,10 +39,12 @@ __all__ = [
     "check_directories",
     "check_engines",
     "check_exposure",
+    "check_handover",
     "check_machine",
     "check_mount_path",
     "check_overlaps",
     "check_port",
+    "check_saved_sessions",
     "check_sessions",
     "check_settings",
     "check_unguarded",
@@ -59,6 +62,8 @@ CHECKS: tuple[Check, ...] = (
     check_caches,
     check_sessions,
     check_uploads,
+    check_handover,
+    check_saved_sessions,
 )
 DEPLOY_CHECKS: tuple[Check, ...] = (
     check_machine,
@@ -71,8 +76,18 @@ DEPLOY_CHECKS: tuple[Check, ...] = (
 )
 # All of them, by what they look at.
 FAMILIES: tuple[tuple[str, tuple[Check, ...]], ...] = (
-    ("settings", (check_settings, check_engines, check_unguarded, check_connection_age)),
-    ("project", (check_caches, check_default_caches, check_sessions, check_uploads, check_default_uploads)),
+    ("settings", (check_settings, check_engines, check_unguarded, check_connection_age, check_handover)),
+    (
+        "project",
+        (
+            check_caches,
+            check_default_caches,
+            check_sessions,
+            check_saved_sessions,
+            check_uploads,
+            check_default_uploads,
+        ),
+    ),
     ("machine", (check_machine,)),
     ("binary", (check_binary,)),
     ("directories", (check_mount_path, check_overlaps, check_directories)),

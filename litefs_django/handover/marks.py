@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from django.http import HttpRequest
-from django.urls import Resolver404, resolve
+from django.urls import Resolver404, get_resolver, resolve
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 WRITES, READS = "litefs_writes", "litefs_reads"
@@ -43,6 +43,8 @@ def _matches(patterns: tuple[str, ...]) -> Callable[[str], bool]:
 
 
 def _has(request: HttpRequest, mark: str) -> bool:
+    # Marks are set when the views are imported, which is with the first request.
+    _ = get_resolver().url_patterns
     if mark not in in_use:
         return False
     try:

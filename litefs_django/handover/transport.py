@@ -65,9 +65,9 @@ class Forwarded(StreamingHttpResponse):
         for name, value in self.came:
             self.headers[name] = value
         # The primary has logged it.
-        self._has_been_logged = True  # type: ignore[attr-defined]
+        self._has_been_logged = True
 
-    def items(self) -> list[tuple[str, str]]:  # type: ignore[override]
+    def items(self) -> list[tuple[str, str]]:
         """What Django's handlers send."""
         names = {name.lower() for name, _ in self.came}
         return [*self.came, *((name, value) for name, value in super().items() if name.lower() not in names)]

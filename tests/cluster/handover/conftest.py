@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.cluster.handover.site import SERVERS, Site
-from tests.cluster.nodes import StaticCluster
+from tests.cluster.nodes import ConsulCluster, StaticCluster
 
 StartSite = Callable[..., Site]
 
@@ -31,8 +31,8 @@ def site(
     with StaticCluster(3, directory, litefs_binary) as cluster, Site(cluster, request.param, directory) as site:
         failed = request.session.testsfailed
         yield site
-        if request.session.testsfailed > failed:
-            print(site.logs())
+        # pytest shows it with the failure.
+        print(site.logs() if request.session.testsfailed > failed else "")
 
 
 @pytest.fixture
@@ -46,3 +46,10 @@ def start_site(tmp_path: Path, static_cluster: StaticCluster) -> Iterator[StartS
             return stack.enter_context(site)
 
         yield start
+
+
+@pytest.fixture(params=SERVERS)
+def consul_site(request: pytest.FixtureRequest, tmp_path: Path, consul_cluster: ConsulCluster) -> Iterator[Site]:
+    """Three nodes whose primary can be changed, under each server in turn."""
+    with Site(consul_cluster, request.param, tmp_path, HANDOVER_TIMEOUT=25) as site:
+        yield site
