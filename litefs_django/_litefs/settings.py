@@ -143,6 +143,11 @@ class ClusterConfig:
         """The node that this process runs on."""
         return next(node for node in self.nodes if node.name == self.node)
 
+    @property
+    def others(self) -> tuple[Node, ...]:
+        """All nodes but this one."""
+        return tuple(node for node in self.nodes if node.name != self.node)
+
     def get(self, name: str | None) -> Node | None:
         """The node of that name, None when there is none."""
         return next((node for node in self.nodes if node.name == name), None)

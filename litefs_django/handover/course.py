@@ -32,6 +32,9 @@ T = TypeVar("T")
 # Seconds between two looks for a primary, and between two attempts to reach it.
 PAUSE = 0.02
 
+# Seconds after which the other nodes are asked, one by one, when none is named or the named one is not the primary.
+SEARCH = 0.25
+
 _named_late: set[str] = set()
 
 
@@ -264,12 +267,17 @@ class _Course:
         except RequestRefused:
             raise _Refused(answers.MALFORMED) from None
         deadline = time.monotonic() + self.settings.handover_timeout
+        next_search = time.monotonic() + (SEARCH if is_needed else 0)
         while True:
             primary = yield Look(node.primary)
             if primary is not None and primary.name == self.settings.cluster.node:
                 return None
-            if primary is not None:
-                response = yield from self._try(primary, request, headers, is_needed=is_needed)
+            targets = [primary] if primary is not None else []
+            if time.monotonic() >= next_search and self._can_search():
+                next_search = time.monotonic() + SEARCH
+                targets += [other for other in self.settings.cluster.others if other is not primary]
+            for target in targets:
+                response = yield from self._try(target, request, headers, is_needed=is_needed)
                 if response is not None:
                     return response
             if not is_needed:
@@ -277,6 +285,13 @@ class _Course:
             if time.monotonic() >= deadline:
                 raise _Refused(answers.NOT_AVAILABLE)
             yield Pause(PAUSE)
+
+    def _can_search(self) -> bool:
+        """Whether the request can be sent to one node after the other, of which all but the primary do nothing.
+
+        A node that was the primary itself may take seconds to find the new one.
+        """
+        return self.settings.handover == "forward" and self._body().data is not None
 
     def _try(
         self, primary: Node, request: signing.Request, headers: list[tuple[str, str]], *, is_needed: bool

@@ -268,7 +268,7 @@ class ConsulCluster(Cluster):
 
         No commit may be under way: LiteFS would lose it and exit.
         """
-        wait_for(lambda: self._request(node), f"{node.name} accepts POST /promote", self.nodes)
+        wait_for(lambda: self.request(node), f"{node.name} accepts POST /promote", self.nodes)
         wait_for(node.is_primary, f"{node.name} is primary", self.nodes)
         self.wait_settled()
 
@@ -277,8 +277,8 @@ class ConsulCluster(Cluster):
         self.consul.expire("litefs")
 
     @staticmethod
-    def _request(node: LiteFSNode) -> bool:
-        """Whether LiteFS took the request. It answers 500 while it is not connected to a primary."""
+    def request(node: LiteFSNode) -> bool:
+        """Asks for it. Whether LiteFS took the request: it answers 500 while it is not connected to a primary."""
         try:
             urlopen(Request(f"http://127.0.0.1:{node.http_port}/promote", method="POST"), timeout=5).close()
         except HTTPError as error:

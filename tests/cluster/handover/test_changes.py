@@ -26,9 +26,12 @@ def hand_on(cluster: ConsulCluster, target: LiteFSNode) -> None:
     assert gate.acquire(10)
     try:
         wait_until(lambda: target.position() == old.position(), "the target has caught up")
-        cluster.promote(target)
+        wait_until(lambda: cluster.request(target), "the target accepts POST /promote")
+        wait_until(lambda: not old.is_primary(), "the old primary has noticed")
     finally:
         gate.close()
+    wait_until(target.is_primary, "the target is primary")
+    cluster.wait_settled()
 
 
 def check(site: Site, seen: Seen) -> None:
@@ -62,7 +65,7 @@ def test_planned_changes(consul_site: Site) -> None:
         raise
     seen = visitors.stop()
     check(site, seen)
-    assert set(seen.statuses) == {200}, site.logs()
+    assert set(seen.statuses) == {200}
 
 
 @pytest.mark.cluster
@@ -86,5 +89,6 @@ def test_litefs_is_killed(start_site: StartSite, server: str) -> None:
         raise
     seen = visitors.stop()
     check(site, seen)
-    assert set(seen.statuses) <= {200, 500, 503, 504}, site.logs()
+    # 400 is what Django makes of a session that could not be saved.
+    assert set(seen.statuses) <= {200, 400, 500, 503, 504}
     assert seen.statuses[200] > REQUESTS * 0.9
