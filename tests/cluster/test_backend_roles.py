@@ -79,7 +79,7 @@ def node_of(cluster: ConsulCluster, connection: DatabaseWrapper) -> LiteFSNode:
 
 def make_primary(cluster: ConsulCluster, node: LiteFSNode, *, is_joined_by_all: bool = True) -> None:
     """A node with an open transaction joins the new primary only when that has ended."""
-    wait_for(lambda: cluster._request(node), f"{node.name} accepts POST /promote", cluster.nodes)
+    wait_for(lambda: cluster.request(node), f"{node.name} accepts POST /promote", cluster.nodes)
     wait_for(
         lambda: [each for each in cluster.nodes if each.is_primary()] == [node],
         f"{node.name} is the only primary",
@@ -353,7 +353,7 @@ def test_an_open_iteration_delays_the_promotion_and_no_more(cluster: ConsulClust
     rows = rows_of("all", there)
     next(rows)
     node = node_of(cluster, there)
-    wait_for(lambda: cluster._request(node), f"{node.name} accepts POST /promote", cluster.nodes)
+    wait_for(lambda: cluster.request(node), f"{node.name} accepts POST /promote", cluster.nodes)
     # With the last two rows, which are fetched together, the SELECT ends.
     for row in itertools.islice(rows, AUTHORS - 3):
         with pytest.raises(NotPrimaryError):
@@ -388,7 +388,7 @@ def change(cluster: ConsulCluster, node: LiteFSNode, name: str) -> None:
     with closing(FileLock(gate_path(old.settings.run, name))) as gate:
         assert gate.acquire(10)
         cluster.wait_equal(name)
-        wait_for(lambda: cluster._request(node), f"{node.name} accepts POST /promote", cluster.nodes)
+        wait_for(lambda: cluster.request(node), f"{node.name} accepts POST /promote", cluster.nodes)
         wait_for(lambda: not old.is_primary(), f"{old.name} is not primary any more", cluster.nodes)
     cluster.wait_settled()
 
