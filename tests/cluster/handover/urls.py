@@ -4,6 +4,9 @@ from django.contrib import admin
 from django.urls import path
 
 from tests.cluster.handover import views
+from tests.cluster.models import Tag
+
+admin.site.register(Tag)
 
 urlpatterns = [
     path("ping/", views.ping),
@@ -42,5 +45,6 @@ urlpatterns = [
     path("both/", views.both),
     path("late/", views.late),
     path("failing/", views.failing),
+    path("rest/", views.Rest.as_view()),
     path("admin/", admin.site.urls),
 ]

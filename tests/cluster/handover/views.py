@@ -27,6 +27,9 @@ from django.utils.decorators import method_decorator
 from django.utils.functional import SimpleLazyObject
 from django.views import View
 from django.views.decorators.csrf import csrf_exempt
+from rest_framework import serializers
+from rest_framework.response import Response
+from rest_framework.views import APIView
 
 from litefs_django import NotPrimaryError, conf
 from litefs_django.decorators import handles_not_primary, reads, writes
@@ -521,3 +524,24 @@ def late(request: HttpRequest) -> StreamingHttpResponse:
 def failing(request: HttpRequest) -> JsonResponse:
     add(request.POST["name"])
     raise RuntimeError(json.dumps("after the write"))
+
+
+class AuthorSerializer(serializers.ModelSerializer):  # type: ignore[misc]
+    class Meta:
+        model = Author
+        fields = ["name"]
+
+
+class Rest(APIView):  # type: ignore[misc]
+    """REST framework's, which reads the body by parsers of its own."""
+
+    def get(self, request: Any) -> Response:
+        if "write" in request.query_params:
+            add(request.query_params["write"])
+        return Response(AuthorSerializer(Author.objects.all(), many=True).data, headers={"X-Node": node()})
+
+    def post(self, request: Any) -> Response:
+        serializer = AuthorSerializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        serializer.save()
+        return Response(serializer.data, status=201, headers={"X-Node": node()})
