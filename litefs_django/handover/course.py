@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from django.http import HttpRequest, HttpResponse, UnreadablePostError
@@ -85,6 +86,11 @@ class _Refused(Exception):
         self.answer = answer
 
 
+@lru_cache(maxsize=1)
+def _signer(secret: str) -> signing.Signer:
+    return signing.Signer([secret])
+
+
 def course(request: HttpRequest) -> Steps[HttpResponseBase]:
     """From a request's arrival to its response."""
     settings = conf.get_settings()
@@ -100,7 +106,7 @@ class _Course:
         self.settings = settings
         self.exchange = exchange
         self.request = exchange.request
-        self.signer = signing.Signer([settings.secret]) if settings.secret else None
+        self.signer = _signer(settings.secret) if settings.secret else None
         self.is_from_node = False
         # Whether the browser's cookie is ahead of the primary: of a database that is no more.
         self.is_ahead = False

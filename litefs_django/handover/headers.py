@@ -51,11 +51,6 @@ def is_ours(name: str) -> bool:
     return name.lower().replace("_", "-").startswith(OURS)
 
 
-def is_ours_in_meta(key: str) -> bool:
-    """The same of a key of `request.META`."""
-    return key.startswith("HTTP_LITEFS_DJANGO_")
-
-
 def environ_headers(environ: Mapping[str, Any]) -> Headers:
     """The request's headers from a WSGI environ (PEP 3333), one for each name."""
     found = [(key[5:].replace("_", "-").title(), value) for key, value in environ.items() if key.startswith("HTTP_")]

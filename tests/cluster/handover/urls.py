@@ -17,6 +17,7 @@ urlpatterns = [
     path("post/", views.post),
     path("upload/", views.upload),
     path("swallow/", views.swallow_body),
+    path("drain/", views.drain),
     path("answer/", views.answer),
     path("big/", views.big),
     path("ranged/", views.ranged),

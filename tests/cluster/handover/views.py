@@ -114,6 +114,15 @@ def swallow_body(request: HttpRequest) -> JsonResponse:
 
 
 @csrf_exempt
+def drain(request: HttpRequest) -> JsonResponse:
+    """The same, looked at by nobody: for measurements."""
+    length = 0
+    while chunk := request.read(1 << 16):
+        length += len(chunk)
+    return say(length=length)
+
+
+@csrf_exempt
 def answer(request: HttpRequest) -> HttpResponse:
     """A response as the query asks for it."""
     response = HttpResponse(
