@@ -26,8 +26,8 @@ from tests.cluster.handover.site import SERVERS, Site, SiteNode
 from tests.cluster.nodes import StaticCluster
 from tests.machine import fuse_problem, litefs
 
-PAIRS = 1000
-BODY = 1 << 28
+PAIRS = 5000
+BODY = 1 << 30
 CHUNK = 1 << 16
 ROUNDS = 3
 
@@ -175,7 +175,7 @@ class _Watched:
         self._thread.join()
 
 
-# A GET that nothing is to be done for, in microseconds of the processor: the handler with the middleware and with none, in turn.
+# A GET that nothing is to be done for, in microseconds of the processor: without the middleware and with it, in turn.
 LOCAL = """
 import asyncio, io, json, statistics, sys, time, timeit
 import django
