@@ -119,11 +119,10 @@ Three nodes with LiteFS are running in {directory}:
   {other.name}  {other.url}/   a replica
 
 Try this:
-  - Sign up on {primary.name} and post a message, with a picture if you like. It is on the others at once, and you
-    are logged in there too.
-  - Post on {one.name}. Only the primary writes, so the page says so and links to it.
+  - Sign up on {one.name} and post a message, with a picture if you like. Only the primary writes, so {one.name} hands
+    that over to {primary.name}; you do not notice. It is on {other.name} at once, and you are logged in there too.
   - Look at the foot of each page: node, role, position, lag.
-  - Look into Django's admin: {primary.url}/admin/ (user admin, password {password}).
+  - Look into Django's admin on any node: {other.url}/admin/ (user admin, password {password}).
   - End {primary.name}'s LiteFS with: kill -9 {primary.pids()["litefs"]}
     It comes back by itself, with every message.
 

@@ -133,6 +133,7 @@ def cluster(directory: Path, show: bool) -> list[Node]:
         "SECRET_KEY": secrets.token_urlsafe(50),
         "LITEFS_NODES": json.dumps(members),
         "LITEFS_PRIMARY": NAMES[0],
+        "LITEFS_SECRET": secrets.token_urlsafe(32),
     }
     nodes = []
     for name in NAMES:

@@ -5,31 +5,18 @@ from __future__ import annotations
 from unittest.mock import patch
 
 from django.contrib.auth.models import User
-from django.contrib.sessions.models import Session
 from django.core.exceptions import SuspiciousFileOperation
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from django.core.files.uploadedfile import SimpleUploadedFile
-from django.db import DatabaseError, IntegrityError
+from django.db import IntegrityError
 from django.db.transaction import atomic
-from django.http import HttpRequest, HttpResponse
-from django.test import TestCase, override_settings
-from django.urls import path, reverse
+from django.test import TestCase
+from django.urls import reverse
 
 from board.models import Message, StoredFile
 from board.storage import DatabaseStorage
 from board.uploads import MAX_SIZE
-from board_site.urls import urlpatterns
-from litefs_django import NotPrimaryError
-from litefs_django._litefs.settings import Node
-
-NODE2 = Node(name="node2", address="10.0.0.2", url="http://10.0.0.2:8000")
-NODE1 = Node(name="node1", address="10.0.0.1", url="http://10.0.0.1:8000")
-
-
-def refusal(primary: Node | None) -> NotPrimaryError:
-    """A fake: in these tests no LiteFS runs."""
-    return NotPrimaryError("refused", alias="default", node=NODE2, primary=primary)
 
 
 class MessageTests(TestCase):
@@ -266,54 +253,6 @@ class DatabaseStorageTests(TestCase):
             default_storage.open("a.txt", "wb")
 
 
-def remember(request: HttpRequest) -> HttpResponse:
-    """A view that leaves the session to be saved."""
-    request.session["remembered"] = "this"
-    return HttpResponse("done")
-
-
-urlpatterns = [*urlpatterns, path("remember/", remember)]
-
-
 class NodeTests(TestCase):
     def test_footer_says_that_litefs_is_off(self) -> None:
         self.assertContains(self.client.get(reverse("message-list")), "LiteFS is off")
-
-    def refuse(self, primary: Node | None) -> str:
-        """The page of a refused write."""
-        self.client.force_login(User.objects.create_user("ada"))
-        with patch.object(Message, "save", side_effect=refusal(primary)):
-            response = self.client.post(reverse("message-create"), {"text": "hello"})
-        self.assertContains(response, "Not saved: node2 is a replica", status_code=503)
-        return response.content.decode()
-
-    def test_refused_write_links_to_the_primary(self) -> None:
-        self.assertIn('href="http://10.0.0.1:8000/"', self.refuse(primary=NODE1))
-
-    def test_refused_write_without_a_primary(self) -> None:
-        self.assertIn("There is no primary at the moment", self.refuse(primary=None))
-
-    @override_settings(ROOT_URLCONF="board.tests")
-    def test_refused_session_of_a_new_visitor(self) -> None:
-        with patch.object(Session, "save", side_effect=refusal(NODE1)):
-            response = self.client.get("/remember/")
-
-        self.assertContains(response, "Not saved: node2 is a replica", status_code=503)
-        self.assertFalse(response.cookies)
-
-    @override_settings(ROOT_URLCONF="board.tests")
-    def test_refused_session_of_a_visitor_who_has_one(self) -> None:
-        self.client.force_login(User.objects.create_user("ada"))
-
-        with patch.object(Session, "save", side_effect=refusal(NODE1)):
-            response = self.client.get("/remember/")
-
-        self.assertContains(response, "Not saved: node2 is a replica", status_code=503)
-        self.assertNotIn("remembered", self.client.session)
-
-    @override_settings(ROOT_URLCONF="board.tests")
-    def test_a_session_that_is_gone_is_still_what_django_makes_of_it(self) -> None:
-        self.client.force_login(User.objects.create_user("ada"))
-
-        with patch.object(Session, "save", side_effect=DatabaseError("It has gone.")):
-            self.assertEqual(self.client.get("/remember/").status_code, 400)

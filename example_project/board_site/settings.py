@@ -6,6 +6,7 @@ machine of a cluster the environment says which node this is:
     NODE                its name, one of those in LITEFS_NODES
     LITEFS_NODES        the cluster as JSON: {"web1": {"ADDRESS": "10.0.0.1", "URL": "http://10.0.0.1:8000"}, ...}
     LITEFS_PRIMARY      the name of the node that writes
+    LITEFS_SECRET       32 random bytes or more, the same on every node, with which they sign what they send each other
     LITEFS_MOUNT_PATH   where the databases appear (default: /litefs)
     LITEFS_DATA_PATH    where LiteFS keeps its own files (default: /var/lib/litefs)
     LITEFS_RUN_PATH     lock files and the like (default: a directory in /run)
@@ -35,6 +36,7 @@ if IN_CLUSTER:
         "NODES": json.loads(os.environ["LITEFS_NODES"]),
         "LEADER_ELECTION": "static",
         "PRIMARY": os.environ["LITEFS_PRIMARY"],
+        "SECRET": os.environ["LITEFS_SECRET"],
         "MOUNT_PATH": os.environ.get("LITEFS_MOUNT_PATH", "/litefs"),
         "DATA_PATH": os.environ.get("LITEFS_DATA_PATH", "/var/lib/litefs"),
     }
@@ -65,15 +67,16 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
+    # What has to be written goes to the primary from here, before anything else runs.
+    "litefs_django.middleware.LiteFSMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
-    "board.middleware.WriteRefusedSessionMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
-    "board.middleware.WriteRefusedMiddleware",
 ]
 
 ROOT_URLCONF = "board_site.urls"
