@@ -198,6 +198,14 @@ class Scenario:
             self.primary.stop()
             for replica in self.replicas:
                 self.expect_messages(replica)
+        replica = self.replicas[0]
+        with self.step(
+            f"meanwhile a message posted on {replica.name} is refused, on a page that says so; nothing is saved"
+        ):
+            page = self.browser.post(f"{replica.url}/new/", text="Refused")
+            expect("the answer's status", page.status, 503)
+            expect("what the page says", "Nothing can be saved at this moment, and nothing was." in page.text, True)
+            self.expect_messages(replica)
         with self.step(f"start {self.primary.name} again; every message is on every node"):
             self.primary.start()
             self.primary.wait_until_it_answers()
