@@ -169,7 +169,7 @@ class PlannedChange:
 
     def _check_wanted(self) -> None:
         if not self._is_wanted():
-            raise SupervisorError(f"Given up: this node stops, or the one who asked is gone. {self._unchanged}")
+            raise SupervisorError(f"Given up: this node stops. {self._unchanged}")
 
     def _ask_own(self, question: Callable[[], _T]) -> _T:
         try:
