@@ -138,6 +138,7 @@ def test_planned_changes_under_load(
             writers.wait_for_more(20)
             pauses.append(writers.longest_pause(begin, end))
     check(nodes, writers)
+    assert not writers.killed_by_sigbus
     for node in nodes:
         assert not node.found("LiteFS has ended")
         assert node.stop() == 0

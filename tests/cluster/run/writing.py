@@ -44,25 +44,35 @@ class Writers:
         self._nodes = nodes
         self._idle = idle
         self._processes: list[subprocess.Popen[bytes]] = []
+        self.killed_by_sigbus = 0
         self._read = dict.fromkeys(self._logs, 0)  # bytes of each
         self._found: list[Write] = []
 
     def __enter__(self) -> Writers:
-        for number, log in enumerate(self._logs):
-            log.touch()
-            pause = IDLE if number < self._idle else 0
-            arguments = [str(log), str(pause), *(node.litefs_json() for node in self._nodes)]
-            self._processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "tests.cluster.run.writing", *arguments],
-                    cwd=ROOT,
-                    env={**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings"},
-                    stdin=subprocess.DEVNULL,
-                )
-            )
+        for number in range(len(self._logs)):
+            self._logs[number].touch()
+            self._processes.append(self._start(number))
         return self
 
+    def _start(self, number: int) -> subprocess.Popen[bytes]:
+        pause = IDLE if number < self._idle else 0
+        arguments = [str(self._logs[number]), str(pause), *(node.litefs_json() for node in self._nodes)]
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.cluster.run.writing", *arguments],
+            cwd=ROOT,
+            env={**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings"},
+            stdin=subprocess.DEVNULL,
+        )
+
+    def _replace_killed(self) -> None:
+        """SQLite maps the -shm file, which goes away with LiteFS: who dies of that is its server's to replace."""
+        for number, process in enumerate(self._processes):
+            if process.poll() == -signal.SIGBUS:
+                self.killed_by_sigbus += 1
+                self._processes[number] = self._start(number)
+
     def __exit__(self, *error: object) -> None:
+        self._replace_killed()
         for process in self._processes:
             process.terminate()
         codes = [process.wait() for process in self._processes]
@@ -82,7 +92,12 @@ class Writers:
     def wait_for_more(self, count: int) -> None:
         """Until so many more writes are acknowledged."""
         before = len(self.done())
-        wait_until(lambda: len(self.done()) >= before + count, f"{count} more writes are acknowledged")
+
+        def are_done() -> bool:
+            self._replace_killed()
+            return len(self.done()) >= before + count
+
+        wait_until(are_done, f"{count} more writes are acknowledged")
 
     def done(self) -> list[Write]:
         return [write for write in self.writes() if write.outcome == "done"]
