@@ -68,8 +68,8 @@ def can_run_litefs(node: Node) -> bool:
         return False
     try:
         node.manage("check", "--deploy", "--tag=litefs")
-    except NodeError:
-        # litefs_install has just said why.
+    except NodeError as error:
+        print(error)
         return False
     return True
 

@@ -54,6 +54,9 @@ DATABASES = {
     }
 }
 
+# Django's default cache is in each process's memory: what one node stores or deletes the others do not see.
+CACHES = {"default": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}}
+
 INSTALLED_APPS = [
     "board",
     "litefs_django",
