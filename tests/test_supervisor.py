@@ -47,8 +47,7 @@ def test_description_round_trip(tmp_path: Path) -> None:
         search_path="/bin:/usr/bin",
         application=("server", "", "$A 'b' \n"),
         on_primary=(("worker",), ("other", "-v")),
-        migrate=(),
-        migrate_check=(),
+        migrate=("manage.py", "litefs_migrate"),
         claims=(3, 4, 5),
     )
     node.write(tmp_path / "node.json")

@@ -17,9 +17,9 @@ class NodeDescription:
     """One node, ready to be run. Commands are argument lists; paths are absolute.
 
     `name` is this node's; `is_elected` says that the lease can go to another node; `urls` are those of each node's
-    LiteFS HTTP API, by name; `search_path` is the PATH under which LiteFS finds fusermount3; `migrate` the commands
-    that bring every database up to date and `migrate_check` those that end with 0 once that is so, both empty without
-    --migrate; `claims` the descriptors that hold this node's directories against a second supervisor.
+    LiteFS HTTP API, by name; `search_path` is the PATH under which LiteFS finds fusermount3; `migrate` is the command
+    that returns with 0 when all migrations are here, empty without --migrate; `claims` the descriptors that hold this
+    node's directories against a second supervisor.
     """
 
     name: str
@@ -32,8 +32,7 @@ class NodeDescription:
     search_path: str
     application: Command
     on_primary: tuple[Command, ...]
-    migrate: tuple[Command, ...]
-    migrate_check: tuple[Command, ...]
+    migrate: Command
     claims: tuple[int, ...]
 
     @property

@@ -26,8 +26,7 @@ def prepare(
     application: Command,
     *,
     on_primary: Sequence[Command] = (),
-    migrate: Sequence[Command] = (),
-    migrate_check: Sequence[Command] = (),
+    migrate: Command = (),
 ) -> Path:
     """Claims the node's directories for this process and writes litefs.yml and the description, whose path it returns.
 
@@ -55,8 +54,7 @@ def prepare(
         search_path=search_path,
         application=application,
         on_primary=tuple(on_primary),
-        migrate=tuple(migrate),
-        migrate_check=tuple(migrate_check),
+        migrate=migrate,
         claims=tuple(claims),
     ).write(settings.run / DESCRIPTION)
     for descriptor in claims:

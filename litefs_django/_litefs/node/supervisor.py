@@ -32,8 +32,6 @@ from litefs_django._litefs.node_file import HEARTBEAT, NodeFileWriter
 
 APPLICATION = "app"
 
-MIGRATIONS_TIMEOUT = 300.0  # seconds that a replica waits for the primary's migrations
-_CHECK_PAUSE = 1.0
 # A clean stop: with the children's grace (5 s) and LiteFS's (1 s) these fit in 8 s.
 _GATES_TIMEOUT = 0.5
 _CATCH_UP_TIMEOUT = 1.0
@@ -160,19 +158,9 @@ class Supervisor:
         if self._node.migrate:
             yield from self._migrate()
         self._commands_may_run = True
-        backoff = Backoff()
-        while True:
-            application = yield from self._run(APPLICATION, self._node.application, self._describe)
-            assert application.returncode is not None
-            self._output.say(f"the application has ended: {application.how_it_ended}")
-            # The -shm file is mapped into memory: a LiteFS that ends can take its readers with it.
-            if application.returncode != -signal.SIGBUS:
-                return _shell_code(application.returncode)
-            backoff.ended(application.started)
-            while not (application.is_gone and backoff.is_over and self._litefs.view.serves):
-                if not application.is_gone:
-                    application.end()
-                yield "starts the application again as soon as LiteFS serves"
+        application = yield from self._run_again_after_sigbus(APPLICATION, self._node.application, self._describe)
+        assert application.returncode is not None
+        return _shell_code(application.returncode)
 
     def _until_synced(self) -> Steps:
         since = time.monotonic()
@@ -186,42 +174,38 @@ class Supervisor:
             yield f"waits for {what} ({time.monotonic() - since:.0f} s)"
 
     def _migrate(self) -> Steps:
-        """Migrates as the primary; on a replica waits until the primary's migrations have arrived.
-
-        A replica that becomes the primary meanwhile migrates.
-        """
+        """Runs litefs_migrate, which migrates as the primary and waits for the migrations everywhere else."""
         since = time.monotonic()
-        while True:
-            yield from self._until_synced()
-            view, mounts = self._litefs.view, self._litefs.mounts
-            if view.is_primary:
-                code = yield from self._run_all("migrate", self._node.migrate, lambda: "migrates")
-                if code == 0:
-                    return
-                if self._litefs.view.is_primary and self._litefs.mounts == mounts:
-                    raise SupervisorError("The migrations have failed.")
-            else:
-                code = yield from self._run_all("migrate", self._node.migrate_check, lambda: _wait_for_them(since))
-                if code == 0:
-                    return
-                if time.monotonic() - since > MIGRATIONS_TIMEOUT:
-                    raise SupervisorError(
-                        f"The primary's migrations have not arrived within {MIGRATIONS_TIMEOUT:.0f} s. Is it "
-                        "started with --migrate, and with this release of the project?"
-                    )
-            pause = time.monotonic() + _CHECK_PAUSE
-            while time.monotonic() < pause:
-                yield _wait_for_them(since)
 
-    def _run_all(
-        self, name: str, commands: tuple[Command, ...], sentence: Callable[[], str]
-    ) -> Generator[str, None, int]:
-        """The first exit code that is not 0."""
-        for argv in commands:
+        def sentence() -> str:
+            if self._litefs.view.is_primary:
+                return "migrates"
+            what = "the primary's migrations to arrive" if self._litefs.view.serves else "LiteFS, to migrate"
+            return f"waits for {what} ({time.monotonic() - since:.0f} s)"
+
+        child = yield from self._run_again_after_sigbus("migrate", self._node.migrate, sentence)
+        while not child.is_gone:
+            child.end()
+            yield "ends what the migrations have left running"
+        if child.returncode:
+            raise SupervisorError('The migrations have failed: the lines of "migrate" above say why.')
+
+    def _run_again_after_sigbus(
+        self, name: str, argv: Command, sentence: Callable[[], str]
+    ) -> Generator[str, None, Child]:
+        """As `_run`. SQLite maps the -shm file into memory: a LiteFS that ends can take its readers with it."""
+        what = "the application" if name == APPLICATION else "litefs_migrate"
+        backoff = Backoff()
+        while True:
             child = yield from self._run(name, argv, sentence)
-            if child.returncode:
-                return child.returncode
-        return 0
+            self._output.say(f"{what} has ended: {child.how_it_ended}")
+            if child.returncode != -signal.SIGBUS:
+                return child
+            backoff.ended(child.started)
+            while not (child.is_gone and backoff.is_over and self._litefs.view.serves):
+                if not child.is_gone:
+                    child.end()
+                yield f"starts {what} again as soon as LiteFS serves"
 
     def _run(self, name: str, argv: Command, sentence: Callable[[], str]) -> Generator[str, None, Child]:
         """Runs a command to its end. Raises SupervisorError when it cannot be executed."""
@@ -347,10 +331,6 @@ class Supervisor:
         deadline = time.monotonic() + timeout
         while not is_done.is_set() and time.monotonic() < deadline:
             yield sentence
-
-
-def _wait_for_them(since: float) -> str:
-    return f"waits for the primary's migrations to arrive ({time.monotonic() - since:.0f} s)"
 
 
 def _shell_code(code: int) -> int:

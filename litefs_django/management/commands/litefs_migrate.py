@@ -48,6 +48,7 @@ class Command(BaseCommand):
         if not timeout >= 0:
             raise CommandError(f"--timeout {timeout:g}: give 0 or more seconds.")
         self._verbosity = verbosity
+        self._stdout, self._stderr = options.get("stdout"), options.get("stderr")
         aliases = [alias for alias in connections if connections.settings[alias]["ENGINE"] == conf.ENGINE]
         if not aliases:
             raise CommandError(f"No database in DATABASES has the ENGINE {conf.ENGINE!r}.")
@@ -59,27 +60,32 @@ class Command(BaseCommand):
             cluster = conf.read().cluster
         except SettingsError as error:
             raise CommandError(str(error)) from error
-        databases = [cast(DatabaseWrapper, connections[alias]) for alias in aliases]
         if check:
-            self._check(databases, cluster)
+            self._check([cast(DatabaseWrapper, connections[alias]) for alias in aliases], cluster)
             return
         deadline = time.monotonic() + timeout
-        for database in databases:
-            self._migrate_or_wait(database, deadline, timeout)
+        for alias in aliases:
+            self._migrate_or_wait(alias, deadline, timeout)
 
-    def _migrate_or_wait(self, database: DatabaseWrapper, deadline: float, timeout: float) -> None:
+    def _migrate_or_wait(self, alias: str, deadline: float, timeout: float) -> None:
         """Raises CommandError when the migrations are not here by `deadline`, on the monotonic clock."""
         said = ""
-        while reason := self._migrate(database) if _is_primary(database) else _missing_here(database):
+        while reason := self._migrate_or_look(cast(DatabaseWrapper, connections[alias])):
             if time.monotonic() > deadline:
                 raise CommandError(f"Not within {timeout:g} s: {reason}")
             if reason != said:
                 said = reason
                 self._say(f"Waits: {reason}")
-            # It may be of a LiteFS that has ended.
-            database.close()
+            # It may be of a LiteFS that has ended, and Django's schema editor does not leave its atomic() when the
+            # check of constraints at its end fails: only a new one is in no block.
+            connections[alias].close()
+            del connections[alias]
             time.sleep(_PAUSE)
-        self._say(f"Database {database.alias!r} has all migrations.")
+        self._say(f"Database {alias!r} has all migrations.")
+
+    def _migrate_or_look(self, database: DatabaseWrapper) -> str:
+        """Why this node has not all migrations yet; "" when it has."""
+        return self._migrate(database) if _is_primary(database) else _missing_here(database)
 
     def _migrate(self, database: DatabaseWrapper) -> str:
         """Migrates as the primary. Returns why to look again: LiteFS or this node's role has changed under it."""
@@ -100,8 +106,9 @@ class Command(BaseCommand):
             check_unapplied=check_unapplied,
             skip_checks=False,
             verbosity=self._verbosity,
-            stdout=self.stdout,
-            stderr=self.stderr,
+            # Not ours: wrapped twice, each piece of a line ends with one of its own.
+            stdout=self._stdout,
+            stderr=self._stderr,
         )
 
     def _check(self, databases: list[DatabaseWrapper], cluster: ClusterConfig) -> None:

@@ -49,15 +49,11 @@ class Command(BaseCommand):
         from litefs_django._litefs.node.launch import become_supervisor, prepare
 
         try:
-            settings = conf.read()
-            aliases = [database.alias for database in settings.databases] if migrate else []
-            check = ("migrate", "--check", "--skip-checks", "--database")
             description = prepare(
-                settings,
+                conf.read(),
                 tuple(command),
                 on_primary=commands,
-                migrate=[_manage(options, "migrate", "--noinput", "--database", alias) for alias in aliases],
-                migrate_check=[_manage(options, *check, alias) for alias in aliases],
+                migrate=_manage(options, "litefs_migrate") if migrate else (),
             )
         except SettingsError as error:
             raise CommandError(f"The settings cannot work:\n{error}") from error
@@ -71,7 +67,7 @@ class Command(BaseCommand):
             raise CommandError(
                 '--on-primary needs LiteFS, and LITEFS["ENABLED"] is False. Start these commands yourself, beside it.'
             )
-        if migrate and (code := subprocess.call(_manage(options, "migrate", "--noinput"))):
+        if migrate and (code := subprocess.call(_manage(options, "litefs_migrate"))):
             raise CommandError("The migrations have failed.", returncode=code)
         self.stdout.flush()
         try:

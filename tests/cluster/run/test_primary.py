@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -13,14 +14,14 @@ import pytest
 from tests.cluster.run.applications import IDLE, WRITERS, WRITTEN, python
 from tests.cluster.run.conftest import StartNodes
 from tests.cluster.run.nodes import SupervisedNode
+from tests.cluster.test_migrate import SLOW, project
 
 # For `--on-primary`; the second one does not end by SIGTERM.
 WORKER = shlex.join(python(IDLE))
-DEAF = shlex.join(
-    python(
-        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
-    )
+DEAF_CODE = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
 )
+DEAF = shlex.join(python(DEAF_CODE))
 
 
 def worker_of(node: SupervisedNode, code: str) -> list[psutil.Process]:
@@ -127,15 +128,15 @@ def test_replica_waits_for_the_primarys_migrations(start_nodes: StartNodes) -> N
     assert primary.stop() == 0
 
 
-# litefs_run without Django and with less patience.
+# litefs_run with less patience than litefs_migrate has by default.
 IMPATIENT = """
 import json, os, sys
 from litefs_django._litefs.node import launch, supervisor
 from litefs_django._litefs.node.description import NodeDescription
 from litefs_django._litefs.reading import read_settings
-supervisor.MIGRATIONS_TIMEOUT = 1.0
 settings = read_settings(json.loads(os.environ["LITEFS_TEST_LITEFS"]), {"default": "db.sqlite3"})
-path = launch.prepare(settings, ("true",), migrate=[("true",)], migrate_check=[("false",)])
+migrate = (sys.executable, "-m", "django", "litefs_migrate", "--timeout", "1")
+path = launch.prepare(settings, ("true",), migrate=migrate)
 sys.exit(supervisor.Supervisor(NodeDescription.read(path)).run())
 """
 
@@ -147,7 +148,8 @@ def test_migrations_that_never_arrive(start_nodes: StartNodes) -> None:
     with replica.popen(python(IMPATIENT), stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         output, _ = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert "litefs_run | The primary's migrations have not arrived within 1 s." in output
+    assert "migrate | CommandError: Not within 1 s: database 'default' (db.sqlite3) is not here" in output
+    assert "litefs_run | The migrations have failed" in output
     replica.assert_nothing_left()
     assert primary.stop() == 0
 
@@ -169,19 +171,70 @@ def test_failing_migration(start_nodes: StartNodes) -> None:
     node.environment["LITEFS_TEST_OPTIONS"] = '{"no_such_option": 1}'
     node.start("--migrate")
     assert node.wait() == 1
-    assert node.found("litefs_run | The migrations have failed.")
+    assert node.found("litefs_run | The migrations have failed: ")
     assert not node.found("app |")
     node.assert_nothing_left()
 
 
 @pytest.mark.cluster
-def test_litefs_killed_during_a_migration(start_nodes: StartNodes) -> None:
-    """It is migrated again."""
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_litefs_dies_during_a_migration(start_nodes: StartNodes, tmp_path: Path, is_killed: bool) -> None:
+    """It is migrated again, also when the process died with LiteFS, of whose mount it maps a file (played by kill)."""
     (node,) = start_nodes(1)
+    node.environment |= project(tmp_path, SLOW)
     node.start("--migrate", application=python(WRITTEN))
-    node.wait_for_line("litefs_run | migrates")
+    begun, go = (tmp_path / "changes" / name for name in ("begun", "go"))
+    node.wait_for(begun.exists, "it is in the middle")
+    migration = node.application_process()
     node.litefs_process().kill()
+    node.wait_for_line("LiteFS serves", count=2)
+    if is_killed:
+        migration.send_signal(signal.SIGBUS)
+        node.wait_for_line("litefs_migrate has ended: SIGBUS")
+    go.touch()
     assert node.wait(60) == 0, node.output()
+    assert node.found("starts litefs_migrate again") if is_killed else node.found("migrate | Waits: ")
+    assert node.found("migrate | Database 'default' has all migrations.")
+    assert node.found("Applying cluster.0001_initial... OK")
+
+
+# Leaves a process behind that SIGTERM does not end, in the group of the migration.
+LEAVING = f"""
+import subprocess, sys
+from pathlib import Path
+from django.db import migrations
+def leave(apps, schema_editor):
+    code = {DEAF_CODE!r}
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    Path(__file__).with_name("left").write_text(str(process.pid))
+class Migration(migrations.Migration):
+    operations = [migrations.RunPython(leave)]
+"""
+
+
+@pytest.mark.cluster
+def test_a_migration_leaves_nothing_running(start_nodes: StartNodes, tmp_path: Path) -> None:
+    (node,) = start_nodes(1)
+    node.environment |= project(tmp_path, LEAVING)
+    node.start("--migrate")
+    node.wait_for_line("ends what the migrations have left running")
+    left = psutil.Process(int((tmp_path / "changes" / "left").read_text()))
+    node.wait_for_line("app | application runs")
+    assert not left.is_running() or left.status() == psutil.STATUS_ZOMBIE
+    assert node.stop() == 0
+
+
+@pytest.mark.cluster
+def test_sigterm_in_mid_migration(start_nodes: StartNodes, tmp_path: Path) -> None:
+    (node,) = start_nodes(1)
+    node.environment |= project(tmp_path, SLOW)
+    node.start("--migrate")
+    node.wait_for((tmp_path / "changes" / "begun").exists, "it is in the middle")
+    node.children()
+    assert node.stop() == 0
+    assert not node.found("app |")
+    node.assert_nothing_left()
 
 
 @pytest.mark.consul
