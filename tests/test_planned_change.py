@@ -97,7 +97,6 @@ class Attempt:
             application=(),
             on_primary=(),
             migrate=(),
-            migrate_check=(),
             claims=(),
         )
         self.gates = CommitGates(run_path, node.databases)
