@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -25,9 +26,13 @@ DEAF = shlex.join(python(DEAF_CODE))
 
 
 def worker_of(node: SupervisedNode, code: str) -> list[psutil.Process]:
-    return [
-        process for process in node.children() if process.ppid() == node.pid and code in " ".join(process.cmdline())
-    ]
+    found = []
+    for process in node.children():
+        # It may end, or have ended and not been reaped, meanwhile.
+        with suppress(psutil.NoSuchProcess):
+            if process.ppid() == node.pid and code in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 @pytest.mark.cluster
