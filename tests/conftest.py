@@ -6,6 +6,7 @@ import os
 import signal
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from subprocess import CalledProcessError
 from typing import Any
@@ -31,17 +32,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Builds what the tests need, which takes minutes, before the time of the first one runs."""
+    """Builds what the tests need, which takes minutes, before the time of the first one runs.
+
+    What cannot be built is the failure of the tests that need it: pytest.exit in a worker of xdist tells nobody why.
+    """
     marks = {mark.name for item in session.items for mark in item.iter_markers()}
     if session.config.option.collectonly or fuse_problem():
         return
-    try:
+    with suppress(BinaryError, CalledProcessError):
         if marks & {"cluster", "consul"}:
             litefs()
         if "consul" in marks:
             consul()
-    except (BinaryError, CalledProcessError) as error:
-        pytest.exit(str(error), returncode=1)
 
 
 @pytest.fixture(scope="session", autouse=True)

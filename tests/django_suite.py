@@ -117,10 +117,15 @@ def _run(suite: Path, node: LiteFSNode, engine: str, labels: Iterable[str]) -> O
     ) as process:
         assert process.stdout is not None
         output = bytearray()
-        while chunk := process.stdout.read(1 << 16):
-            sys.stdout.buffer.write(chunk)
-            sys.stdout.buffer.flush()
-            output += chunk
+        try:
+            while chunk := process.stdout.read(1 << 16):
+                sys.stdout.buffer.write(chunk)
+                sys.stdout.buffer.flush()
+                output += chunk
+        except BaseException:
+            # After Ctrl-C subprocess would leave it running, on a mount that is gone.
+            process.kill()
+            raise
     ran, skipped, failed = -1, 0, set()
     for line in output.decode(errors="replace").splitlines():
         if match := _FAILED.match(line):

@@ -11,10 +11,11 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
+from itertools import cycle
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import psutil
 
@@ -22,6 +23,8 @@ from litefs_django._litefs import binary
 from litefs_django._litefs.errors import BinaryError
 
 T = TypeVar("T")
+
+SECRET = "of the tests, and long enough to be one"
 
 # Every process that a test starts inherits it, however far it detaches itself.
 SESSION_VARIABLE = "LITEFS_TEST_SESSION"
@@ -123,23 +126,73 @@ def litefs() -> Path:
     return found
 
 
+@cache
+def _own_ports() -> Iterator[int]:
+    """Ports in turn that are this process's alone among those that run tests, below those of outgoing connections."""
+    for first in range(10_000, 30_000, 250):
+        guard = socket.socket()
+        try:
+            guard.bind(("127.0.0.1", first))
+        except OSError:
+            guard.close()
+            continue
+        # It stays bound, and so the ports after it taken, for as long as this process lives.
+        guard.detach()
+        return cycle(range(first + 1, first + 250))
+    raise RuntimeError("Too many processes run tests: each port that stands for a range of ports is taken")
+
+
 def free_ports(count: int) -> list[int]:
-    """Loopback TCP ports that nothing listens on."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for listener in sockets:
-            listener.bind(("127.0.0.1", 0))
-        return [listener.getsockname()[1] for listener in sockets]
-    finally:
-        for listener in sockets:
-            listener.close()
+    """Loopback TCP ports that nothing listens on, and that no test in another process is given."""
+    ports = _own_ports()
+    found: list[int] = []
+    while len(found) < count:
+        port = next(ports)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+    return found
+
+
+@contextmanager
+def deaf_url() -> Iterator[str]:
+    """Where no packet is answered, as at a machine that is off.
+
+    The kernel lets those who want to connect wait when a socket has as many as its backlog takes.
+    """
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, ExitStack() as stack:
+        for _ in range(2):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+class CleanedUp:
+    """As a context manager it starts, and cleans up behind itself, also when the start fails."""
+
+    def __enter__(self) -> Self:
+        with ExitStack() as failure:
+            failure.callback(self.clean_up)
+            self.start()
+            failure.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.clean_up()
+
+    def start(self) -> None:
+        raise NotImplementedError
+
+    def clean_up(self) -> None:
+        raise NotImplementedError
 
 
 def wait_until(
     condition: Callable[[], T],
     what: str | Callable[[], str],
     *,
-    timeout: float = 30.0,
+    timeout: float = 100.0,
     context: Callable[[], str] = lambda: "",
 ) -> T:
     """Polls `condition` and returns its first true value.

@@ -42,7 +42,7 @@ def run_litefs(binary: Path, text: str, directory: Path, *flags: str) -> subproc
         env={},
         capture_output=True,
         encoding="utf-8",
-        timeout=20,
+        timeout=60,
         check=False,
     )
 

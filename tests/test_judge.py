@@ -92,9 +92,9 @@ def test_the_kind_of_a_statement(sql: str, kind: Kind | None) -> None:
 
 @pytest.mark.parametrize("blank", [" ", "\n", ";", "-- x\n", "/* x */", " \n\t", "/*", "--"])
 def test_a_long_beginning_is_judged_in_linear_time(blank: str) -> None:
-    started = time.perf_counter()
+    started = time.thread_time()
     judge(blank * 50_000 + "(")
-    assert time.perf_counter() - started < 1
+    assert time.thread_time() - started < 1
 
 
 @pytest.mark.parametrize(

@@ -63,10 +63,10 @@ class Running:
                 return bool(condition())
             return False
 
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 100
         while not holds():
             assert self._process.poll() is None, f"It has ended before {what}: {self._process.communicate()}"
-            assert time.monotonic() < deadline, f"Not within 30 s: {what}"
+            assert time.monotonic() < deadline, f"Not within 100 s: {what}"
         assert self._process.poll() is None, f"It has ended, when {what}"
 
     def wait_for_question(self, question: str) -> None:

@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -23,7 +23,7 @@ from litefs_django._litefs.errors import MountError
 from litefs_django._litefs.mount import Position, PrimaryDetector
 from litefs_django._litefs.reading import read_settings
 from tests.cluster.consul import ConsulAgent
-from tests.machine import SESSION_VARIABLE, free_ports, mount_points, wait_until
+from tests.machine import SESSION_VARIABLE, CleanedUp, free_ports, mount_points, wait_until
 
 DATABASE = "db.sqlite3"
 
@@ -70,7 +70,7 @@ class LiteFSNode:
         self.unmount()
         for directory in (self.mount, self.data, self.run):
             directory.mkdir(parents=True, exist_ok=True)
-        ConfigGenerator(self.settings).write(self._config)
+        self._write_config()
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [self._binary, "mount", "-config", self._config],
@@ -82,6 +82,9 @@ class LiteFSNode:
                 start_new_session=True,
             )
         wait_for(self.is_serving, "LiteFS serves its mount", [self])
+
+    def _write_config(self) -> None:
+        ConfigGenerator(self.settings).write(self._config)
 
     def stop(self, timeout: float = 20.0) -> int:
         """SIGTERM, as a supervisor would. Returns LiteFS's exit status; a busy mount is let go lazily."""
@@ -153,7 +156,7 @@ class LiteFSNode:
         return self.detector.primary_name() == primary.name and self.detector.lag() is not None
 
 
-class Cluster:
+class Cluster(CleanedUp):
     """`count` nodes on loopback; as a context manager it starts them and leaves nothing behind.
 
     The first node is the first primary.
@@ -164,16 +167,6 @@ class Cluster:
         ports = free_ports(count)
         members = {name: {"ADDRESS": "127.0.0.1", "HTTP_PORT": port} for name, port in zip(names, ports, strict=True)}
         self.nodes = [LiteFSNode({**lease, "NODES": members, "NODE": name}, directory / name, binary) for name in names]
-
-    def __enter__(self) -> Self:
-        with ExitStack() as failure:
-            failure.callback(self.clean_up)
-            self.start()
-            failure.pop_all()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.clean_up()
 
     def start(self) -> None:
         """Starts each node that does not run, and waits until one is primary and all others follow it."""

@@ -50,6 +50,7 @@ class SupervisedNode:
             "LITEFS_TEST_DATABASE": DATABASE,
             "PYTHONPATH": str(ROOT),
         }
+        self.prefix: list[str] = []  # before each command: where it is to run
         self.detector = PrimaryDetector(self.mount)
         self.node_file = NodeFile(self.run_path)
         self.process: subprocess.Popen[str] | None = None
@@ -77,10 +78,13 @@ class SupervisedNode:
         self, *arguments: str, application: Sequence[str] | None = None, prefix: Sequence[str] = (), **options: Any
     ) -> None:
         """Starts it and returns at once."""
+        self._start([*self.prefix, *prefix, *self.command(*arguments, application=application)], **options)
+
+    def _start(self, command: Sequence[str], **options: Any) -> None:
         self.lines = []
         self.environment["LITEFS_TEST_LITEFS"] = self.litefs_json()
         self.process = subprocess.Popen(
-            [*prefix, *self.command(*arguments, application=application)],
+            command,
             cwd=self.directory.parent,
             env=self.environment,
             stdout=subprocess.PIPE,
@@ -116,7 +120,7 @@ class SupervisedNode:
         """The lines that hold this text."""
         return [line for line in list(self.lines) if text in line]
 
-    def wait_for_line(self, text: str, count: int = 1, timeout: float = 30.0) -> str:
+    def wait_for_line(self, text: str, count: int = 1, timeout: float = 100.0) -> str:
         """The last of the first `count` lines with this text."""
 
         def enough() -> bool:
@@ -130,13 +134,17 @@ class SupervisedNode:
         wait_until(enough, f"{count} x {text!r}", timeout=timeout, context=self.output)
         return self.found(text)[count - 1]
 
-    def wait_for(self, condition: Callable[[], object], what: str, timeout: float = 30.0) -> None:
+    def wait_for(self, condition: Callable[[], object], what: str, timeout: float = 100.0) -> None:
         def holds() -> bool:
             with suppress(MountError, FileNotFoundError):
                 return bool(condition())
             return False
 
         wait_until(holds, what, timeout=timeout, context=self.output)
+
+    def follows(self, primary: SupervisedNode) -> bool:
+        """Whether this node names `primary` and has ever been synchronised."""
+        return self.detector.primary_name() == primary.name and self.detector.lag() is not None
 
     def children(self) -> list[psutil.Process]:
         """The living processes below the supervisor."""
@@ -170,13 +178,13 @@ class SupervisedNode:
             return self.detector.device() is not None and self.detector.lag() is not None
         return False
 
-    def stop(self, timeout: float = 20.0, number: int = signal.SIGTERM) -> int:
+    def stop(self, timeout: float = 60.0, number: int = signal.SIGTERM) -> int:
         """A clean stop. Returns the exit code."""
         assert self.process is not None
         self.process.send_signal(number)
         return self.wait(timeout)
 
-    def wait(self, timeout: float = 20.0) -> int:
+    def wait(self, timeout: float = 60.0) -> int:
         """Waits for litefs_run's end. Returns its exit code."""
         assert self.process is not None
         assert self._reader is not None
@@ -215,14 +223,19 @@ class SupervisedNode:
         """Another process of the project on this node, in a group of its own, not a child of the supervisor."""
         self.environment["LITEFS_TEST_LITEFS"] = self.litefs_json()
         return subprocess.Popen(
-            command, env=self.environment, stdin=subprocess.DEVNULL, text=True, start_new_session=True, **options
+            [*self.prefix, *command],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+            **options,
         )
 
     def run_command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """A manage.py command on this node; its errors are in stdout too."""
         self.environment["LITEFS_TEST_LITEFS"] = self.litefs_json()
         return subprocess.run(
-            [sys.executable, str(self.manage), *arguments],
+            [*self.prefix, sys.executable, str(self.manage), *arguments],
             env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -249,6 +262,17 @@ class SupervisedNode:
         self.wait_for(is_accepted, "POST /promote is accepted")
         self.wait_for(lambda: self.detector.is_primary(DATABASE), "this node is primary")
 
+    @property
+    def name(self) -> str:
+        name: str = self.litefs["NODE"]
+        return name
+
+    def is_primary(self) -> bool:
+        """Whether it may write; False while its LiteFS does not answer."""
+        with suppress(MountError):
+            return self.is_up() and self.detector.is_primary(DATABASE)
+        return False
+
     def is_up(self) -> bool:
         """Whether the node file says that LiteFS serves."""
         generation = self.node_file.generation()
@@ -270,6 +294,15 @@ def static_nodes(count: int, directory: Path, binary: Path, **litefs: Any) -> li
 def elected_nodes(count: int, directory: Path, binary: Path, lease: Mapping[str, Any]) -> list[SupervisedNode]:
     """Nodes of one cluster, none of them started; `lease` says how they elect their primary."""
     return _nodes(count, directory, binary, lease)
+
+
+def wait_equal(nodes: Sequence[SupervisedNode], name: str = DATABASE) -> None:
+    """Waits until all hold the database at the same position."""
+
+    def positions() -> set[object]:
+        return {node.detector.position(name) for node in nodes}
+
+    nodes[0].wait_for(lambda: len(positions()) == 1 and None not in positions(), "the positions are equal", timeout=60)
 
 
 def _nodes(count: int, directory: Path, binary: Path, litefs: Mapping[str, Any]) -> list[SupervisedNode]:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.cluster.run.applications import IDLE, python
 from tests.cluster.run.conftest import StartNodes
-from tests.cluster.run.nodes import DATABASE, SupervisedNode
+from tests.cluster.run.nodes import DATABASE, SupervisedNode, wait_equal
 from tests.machine import mount_points
 
 pytestmark = pytest.mark.cluster
@@ -28,10 +28,6 @@ def start_with_content(nodes: Sequence[SupervisedNode]) -> None:
     """The tables of the project are on all nodes."""
     for node in nodes:
         node.start_and_wait("--migrate")
-
-
-def wait_equal(nodes: Sequence[SupervisedNode]) -> None:
-    nodes[0].wait_for(lambda: len({node.detector.position(DATABASE) for node in nodes}) == 1, "the positions are equal")
 
 
 def test_a_second_fixed_primary(start_nodes: StartNodes) -> None:

@@ -6,20 +6,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
 
 import pytest
+from django.db import transaction
 from pytest_django import DjangoDbBlocker
 
-from litefs_django._litefs.errors import MountError
-from litefs_django._litefs.reading import read_settings
 from litefs_django._litefs.write_turn import FileLock, gate_path
-from litefs_django.db.backends.litefs.base import DatabaseWrapper
-from tests.cluster.connections import create_tables, open_connection
+from tests.cluster.connections import create_tables
 from tests.cluster.models import Author
-from tests.cluster.run.nodes import DATABASE, SupervisedNode
+from tests.cluster.run.connections import connection_to
+from tests.cluster.run.nodes import DATABASE, SupervisedNode, wait_equal
 from tests.cluster.run.writing import Writers
 
 pytestmark = pytest.mark.consul
@@ -33,29 +32,10 @@ LONGEST_PAUSE = 0.3  # seconds, of 95 %
 
 def primary_of(nodes: Sequence[SupervisedNode]) -> SupervisedNode:
     def found() -> list[SupervisedNode]:
-        return [node for node in nodes if is_primary(node)]
+        return [node for node in nodes if node.is_primary()]
 
     nodes[0].wait_for(lambda: len(found()) == 1, "there is one primary", timeout=60)
     return found()[0]
-
-
-def is_primary(node: SupervisedNode) -> bool:
-    try:
-        return node.is_up() and node.detector.is_primary(DATABASE)
-    except MountError:
-        return False
-
-
-def follows(node: SupervisedNode, primary: SupervisedNode) -> bool:
-    return node.detector.primary_name() == primary.litefs["NODE"] and node.detector.lag() is not None
-
-
-def connection_to(node: SupervisedNode) -> DatabaseWrapper:
-    class Opened:
-        name = node.litefs["NODE"]
-        settings = read_settings(node.litefs, {"default": DATABASE})
-
-    return open_connection(Opened(), DATABASE)  # type: ignore[arg-type]
 
 
 def start(nodes: Sequence[SupervisedNode]) -> SupervisedNode:
@@ -67,13 +47,6 @@ def start(nodes: Sequence[SupervisedNode]) -> SupervisedNode:
         create_tables(connection)
     wait_equal(nodes)
     return primary
-
-
-def wait_equal(nodes: Sequence[SupervisedNode]) -> None:
-    def positions() -> set[object]:
-        return {node.detector.position(DATABASE) for node in nodes}
-
-    nodes[0].wait_for(lambda: len(positions()) == 1 and None not in positions(), "the positions are equal", timeout=60)
 
 
 def promote(primary: SupervisedNode, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -88,7 +61,7 @@ def check(nodes: Sequence[SupervisedNode], writers: Writers) -> None:
     for node in nodes:
         with closing(connection_to(node)) as connection:
             there = list(Author.objects.using(connection.alias).values_list("name", flat=True))
-        assert not set(done) - set(there), f"acknowledged, and not on {node.litefs['NODE']}"
+        assert not set(done) - set(there), f"acknowledged, and not on {node.name}"
         assert len(there) == len(set(there)), "written twice"
 
 
@@ -126,7 +99,7 @@ def test_planned_changes_under_load(
             writers.wait_for_more(50)
             target = next(node for node in nodes if node is not primary)
             others = [node for node in nodes if node is not primary]
-            nodes[0].wait_for(lambda: all(follows(each, primary) for each in others), "all follow")  # noqa: B023
+            nodes[0].wait_for(lambda: all(each.follows(primary) for each in others), "all follow")  # noqa: B023
             begin = time.monotonic()
             before.append(writers.longest_pause(since, begin))
             result = promote(primary, target.litefs["NODE"])
@@ -157,7 +130,7 @@ def test_clean_restarts_of_the_primary_under_load(
             since = time.monotonic()
             writers.wait_for_more(50)
             others = [node for node in nodes if node is not primary]
-            nodes[0].wait_for(lambda: all(follows(each, primary) for each in others), "all follow")  # noqa: B023
+            nodes[0].wait_for(lambda: all(each.follows(primary) for each in others), "all follow")  # noqa: B023
             begin = time.monotonic()
             before.append(writers.longest_pause(since, begin))
             assert primary.stop() == 0
@@ -181,7 +154,7 @@ def two(consul_nodes: list[SupervisedNode]) -> tuple[SupervisedNode, SupervisedN
     """A running cluster: its primary, and a replica that follows it."""
     primary = start(consul_nodes)
     replica = next(node for node in consul_nodes if node is not primary)
-    replica.wait_for(lambda: follows(replica, primary), "the replica follows")
+    replica.wait_for(lambda: replica.follows(primary), "the replica follows")
     return primary, replica
 
 
@@ -193,84 +166,164 @@ def held_gate(node: SupervisedNode) -> Iterator[None]:
         yield
 
 
-def write(node: SupervisedNode, name: str) -> None:
+@contextmanager
+def long_read(node: SupervisedNode) -> Iterator[None]:
+    """A transaction that reads on a replica: LiteFS applies nothing there meanwhile."""
+    with closing(connection_to(node)) as connection, transaction.atomic(using=connection.alias):
+        assert not Author.objects.using(connection.alias).filter(name="behind").exists()
+        yield
+
+
+def write(node: SupervisedNode, *names: str) -> None:
     with closing(connection_to(node)) as connection:
-        Author.objects.using(connection.alias).create(name=name)
+        for name in names:
+            Author.objects.using(connection.alias).create(name=name)
 
 
-def name_of(node: SupervisedNode) -> str:
-    return str(node.litefs["NODE"])
+def start_promote(primary: SupervisedNode, replica: SupervisedNode) -> subprocess.Popen[str]:
+    return primary.popen(
+        [sys.executable, str(primary.manage), "litefs_promote", replica.name],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
-def test_a_commit_that_does_not_end_stops_the_change(two: tuple[SupervisedNode, SupervisedNode]) -> None:
+def check_unchanged(primary: SupervisedNode, result: subprocess.CompletedProcess[str], reason: str) -> None:
+    """The command says why, and the primary still takes writes."""
+    assert result.returncode == 1, result.stdout
+    assert reason in result.stdout
+    assert f"Nothing is changed: {primary.name} is the primary." in result.stdout
+    assert primary.is_primary()
+    write(primary, f"after {reason}")
+
+
+def check_whole(nodes: Sequence[SupervisedNode], *names: str) -> None:
+    """One primary, which takes writes; these rows on all nodes; no gate held; LiteFS ends only when it is asked to."""
+    write(primary_of(nodes), "afterwards")
+    wait_equal(nodes)
+    for node in nodes:
+        with closing(connection_to(node)) as connection:
+            there = set(Author.objects.using(connection.alias).values_list("name", flat=True))
+        assert {*names, "afterwards"} <= there
+        with held_gate(node):
+            pass
+        assert not node.found("LiteFS has ended")
+    for node in nodes:
+        assert node.stop() == 0
+
+
+Two = tuple[SupervisedNode, SupervisedNode]
+
+
+def test_a_commit_that_does_not_end_stops_the_change(two: Two) -> None:
     primary, replica = two
+    write(primary, "before")
     with held_gate(primary):
-        result = promote(primary, name_of(replica))
-    assert result.returncode == 1
-    assert "A commit does not end (db.sqlite3): does its process hang? Nothing is changed" in result.stdout
-    assert is_primary(primary)
-    write(primary, "goes on")
+        result = promote(primary, replica.name)
+    check_unchanged(primary, result, "A commit does not end (db.sqlite3): does its process hang?")
+    check_whole(two, "before")
 
 
-def test_a_target_that_cannot_take_over_stops_the_change(two: tuple[SupervisedNode, SupervisedNode]) -> None:
+def test_a_target_that_does_not_answer_stops_the_change(two: Two) -> None:
     primary, replica = two
     litefs = replica.litefs_process()
     litefs.suspend()
     try:
-        result = promote(primary, name_of(replica))
-        assert result.returncode == 1
-        assert "did not answer within" in result.stdout
-        write(primary, "goes on")
+        check_unchanged(primary, promote(primary, replica.name), "did not answer within")
     finally:
         litefs.resume()
+    check_whole(two)
+
+
+def test_a_target_that_is_stopped_stops_the_change(two: Two) -> None:
+    primary, replica = two
     assert replica.stop() == 0
-    result = promote(primary, name_of(replica))
-    assert result.returncode == 1
-    assert "Nothing is changed" in result.stdout
-    write(primary, "still")
+    check_unchanged(primary, promote(primary, replica.name), "did not answer")
+    replica.start_and_wait()
+    check_whole(two)
 
 
-def test_one_change_at_a_time(two: tuple[SupervisedNode, SupervisedNode]) -> None:
+def test_a_target_that_does_not_catch_up_stops_the_change(two: Two) -> None:
+    primary, replica = two
+    with long_read(replica):
+        write(primary, "behind")
+        result = promote(primary, replica.name)
+        check_unchanged(primary, result, f"{DATABASE} is 1 transactions behind")
+    assert f"waits until {replica.name} has nearly caught up: {DATABASE} is" in result.stdout
+    check_whole(two, "behind")
+
+
+def test_a_target_that_can_never_be_primary_stops_the_change(consul_nodes: list[SupervisedNode]) -> None:
+    primary, replica = consul_nodes
+    replica.litefs["LITEFS_YML"] = {"lease": {"candidate": False}}
+    assert start(consul_nodes) is primary
+    check_unchanged(primary, promote(primary, replica.name), "node2 can never be primary")
+    check_whole(consul_nodes)
+
+
+def test_one_change_at_a_time(two: Two) -> None:
     primary, replica = two
     with held_gate(primary):
-        first = primary.popen([sys.executable, str(primary.manage), "litefs_promote", name_of(replica)])
+        first = start_promote(primary, replica)
         primary.wait_for_line("catch up")
-        second = promote(primary, name_of(replica))
-        assert first.wait(30) == 1
+        second = promote(primary, replica.name)
+        first.communicate(timeout=30)
+    assert first.returncode == 1
     assert "Another change of primary is under way" in second.stdout or "A commit does not end" in second.stdout
 
 
-def test_a_killed_command_leaves_a_whole_change(two: tuple[SupervisedNode, SupervisedNode]) -> None:
+def test_a_killed_command_leaves_a_whole_change(two: Two) -> None:
     primary, replica = two
+    write(primary, "before")
     with held_gate(primary):
-        command = primary.popen([sys.executable, str(primary.manage), "litefs_promote", name_of(replica)])
+        command = start_promote(primary, replica)
         primary.wait_for_line("catch up")
         command.kill()
-        command.wait()
+        command.communicate()
     # The supervisor goes on without its client.
     primary.wait_for_line("is the primary now.", timeout=60)
-    write(replica, "goes on")
-    wait_equal(two)
-    for node in two:
-        assert node.stop() == 0
+    assert replica.is_primary()
+    check_whole(two, "before")
 
 
-def test_a_killed_supervisor_leaves_a_cluster_that_elects(two: tuple[SupervisedNode, SupervisedNode]) -> None:
+def test_a_target_that_dies_before_the_handoff_stops_the_change(two: Two) -> None:
     primary, replica = two
+    write(primary, "before")
     with held_gate(primary):
-        command = primary.popen(
-            [sys.executable, str(primary.manage), "litefs_promote", name_of(replica)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
+        command = start_promote(primary, replica)
         primary.wait_for_line("catch up")
+        replica.kill()
+    output, _ = command.communicate(timeout=30)
+    check_unchanged(primary, subprocess.CompletedProcess([], command.returncode, output), "did not answer")
+    replica.start_and_wait()
+    check_whole(two, "before")
+
+
+def test_a_target_that_dies_at_the_handoff_leaves_a_cluster_that_elects(two: Two) -> None:
+    primary, replica = two
+    write(primary, "before")
+    command = start_promote(primary, replica)
+    primary.wait_for_line("hands the lease")
+    replica.kill()
+    command.communicate(timeout=60)
+    # Either has the lease. Consul lets a dead one's go after its TTL, or twice that.
+    primary.wait_for(primary.is_primary, "the one that is left is the primary", timeout=60)
+    write(primary, "meanwhile")
+    replica.start_and_wait()
+    check_whole(two, "before", "meanwhile")
+
+
+@pytest.mark.parametrize("moment", ["catch up", "hands the lease"])
+def test_a_killed_supervisor_leaves_a_cluster_that_elects(two: Two, moment: str) -> None:
+    primary, replica = two
+    write(primary, "before")
+    with held_gate(primary) if moment == "catch up" else nullcontext():
+        command = start_promote(primary, replica)
+        primary.wait_for_line(moment)
         primary.kill()
         output, _ = command.communicate(timeout=30)
-    assert command.returncode == 1, output
-    # Consul lets the dead one's lease go after its TTL, or twice that.
-    replica.wait_for(lambda: is_primary(replica), "the replica becomes the primary", timeout=60)
-    write(replica, "goes on")
+    assert (command.returncode == 0) == ("is the primary now." in output)
+    replica.wait_for(replica.is_primary, "the replica becomes the primary", timeout=60)
+    write(replica, "meanwhile")
     primary.start_and_wait()
-    wait_equal(two)
-    for node in two:
-        assert node.stop() == 0
+    check_whole(two, "before", "meanwhile")

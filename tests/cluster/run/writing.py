@@ -22,7 +22,7 @@ from tests.cluster.run.nodes import DATABASE, ROOT, SupervisedNode
 from tests.machine import wait_until
 
 # Seconds that a transaction is idle between its write and its commit. Nobody else can write meanwhile.
-IDLE = 0.1
+IDLE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
