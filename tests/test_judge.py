@@ -61,6 +61,9 @@ def verdict(sql: str, connection: sqlite3.Connection) -> Kind:
         ("VACUUM /* INTO */ main", Kind.WRITE),
         ("VACUUM INTO 'x'", Kind.VACUUM_INTO),
         ("vacuum main into ?", Kind.VACUUM_INTO),
+        ("VACUUM/**/INTO/**/'x'", Kind.VACUUM_INTO),
+        ("VACUUM -- all of it\n[main]INTO'x'", Kind.VACUUM_INTO),
+        ('VACUUM "main" INTO ?', Kind.VACUUM_INTO),
         ("BEGIN", Kind.BEGIN),
         ("BEGIN DEFERRED TRANSACTION", Kind.BEGIN),
         ("BEGIN IMMEDIATE", Kind.BEGIN_WRITE),
@@ -123,12 +126,12 @@ def test_a_pragma_is_read_as_sqlite_reads_it(sql: str, pragma: Pragma | None) ->
 
 
 @pytest.mark.parametrize("name", sorted(UNSAFE_PRAGMAS))
-def test_an_unsafe_pragma_of_an_attached_database_is_found(name: str) -> None:
+def test_a_pragma_of_an_attached_database_is_read_as_sqlite_reads_it(name: str) -> None:
     for sql in (f"PRAGMA other.{name} = 1", f'PRAGMA "other"."{name.upper()}"(1)', f"EXPLAIN PRAGMA other.{name}=1"):
         pragma = parse_pragma(sql)
-        assert pragma is not None
+        assert pragma == Pragma(name, "1", "other")
         assert pragma.is_unsafe
-        assert pragma.name == name
+    assert parse_pragma(f"PRAGMA [an other].{name}") == Pragma(name, None, "an other")
 
 
 # Against SQLite: each statement runs on a copy of one small database.

@@ -41,7 +41,8 @@ _SKIPPED = r"(?:[\s;\ufeff]|--[^\n]*+|/\*.*?(?:\*/|\Z))*+"
 _NOTHING = re.compile(_SKIPPED, re.DOTALL)
 _FIRST_WORDS = re.compile(f"{_SKIPPED}([A-Za-z]+)(?:{_SKIPPED}([A-Za-z]+))?", re.DOTALL)
 _ATTACH_PARAMETER = re.compile(r"ATTACH\s+(?:DATABASE\s+)?[?:@$]\w*\s+(?:AS\s+)?\S+\s*;?\s*\Z", re.IGNORECASE)
-_VACUUM_INTO = re.compile(r"VACUUM\s+(?:\w+\s+)?INTO\b", re.IGNORECASE)
+_NAME = r"""(?:\w+|"[^"]*"|'[^']*'|`[^`]*`|\[[^\]]*\])"""
+_VACUUM_INTO = re.compile(f"VACUUM{_SKIPPED}(?:{_NAME}{_SKIPPED})?INTO\\b", re.IGNORECASE | re.DOTALL)
 
 _KINDS = {
     "SELECT": Kind.READ,
@@ -138,15 +139,16 @@ def parse_pragma(sql: str) -> Pragma | None:
         found.append(Pragma(name.lower(), value, schema))
         return sqlite3.SQLITE_DENY
 
-    with closing(sqlite3.connect(":memory:")) as scratch:
-        scratch.set_authorizer(authorize)
+    with closing(sqlite3.connect(":memory:")) as scratch, suppress(sqlite3.Error):
         try:
+            scratch.set_authorizer(authorize)
             scratch.execute(sql)
-        except sqlite3.Error as error:
-            if not found and "unknown database" in str(error):
-                # A PRAGMA of an attached database: its name must do.
-                named = next((name for name in UNSAFE_PRAGMAS if name in sql.lower()), "")
-                return Pragma(named, "" if named else None, str(error).rpartition(" ")[2])
+        except sqlite3.OperationalError as error:
+            # A PRAGMA of an attached database: the name is quoted as in the statement.
+            scratch.set_authorizer(None)
+            scratch.execute(f"ATTACH ':memory:' AS {str(error).removeprefix('unknown database ')}")
+            scratch.set_authorizer(authorize)
+            scratch.execute(sql)
     return found[0] if found else None
 
 
