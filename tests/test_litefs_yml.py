@@ -153,6 +153,14 @@ def test_values_that_litefs_should_not_get(path: tuple[str, ...], value: Any, sa
 
 
 @pytest.mark.parametrize(
+    ("key", "value"),
+    [("auth-token", "sekret\n"), ("auth-token", b"sekret"), ("url", "https://user:sekret@host\n")],
+)
+def test_secrets_are_not_shown(key: str, value: Any) -> None:
+    assert "sekret" not in str(only(problems(at(("backup", key), value))))
+
+
+@pytest.mark.parametrize(
     ("section", "value", "missing"),
     [
         ("proxy", {"target": "localhost:8000", "addr": ":1"}, ["db"]),

@@ -207,6 +207,7 @@ class TestConsul:
 
     def test_its_password_is_not_shown(self) -> None:
         assert redacted("http://user:secret@host:1") == "http://...@host:1"
+        assert redacted("http:/:sec\nret@host:1") == "...@host:1"
         with pytest.raises(SettingsError) as error:
             ConsulConfig(url="http://:secret@10.0.0.9:8500/v1", key="k")
         assert "secret" not in str(error.value)

@@ -52,6 +52,12 @@ def _text(value: Any) -> Complaint | None:
     return None
 
 
+def _secret(value: Any) -> Complaint | None:
+    if _text(value):
+        return "is not a str of printable characters.", "Write text in quotes; strip() what is read from a file."
+    return None
+
+
 def _filled(value: Any) -> Complaint | None:
     return _text(value) or (None if value else ("'' says nothing.", "Give a value or leave the key out."))
 
@@ -84,9 +90,9 @@ def _path(value: Any) -> Complaint | None:
 
 
 def _url(value: Any) -> Complaint | None:
-    if not (complaint := _filled(value)) and (reason := url_problem(value)):
+    if isinstance(value, str) and value and (reason := url_problem(value)):
         return f"{redacted(value)!r} {reason}.", "Give a base URL, like 'https://backup.example.com'."
-    return complaint
+    return _filled(value)
 
 
 def _listen_address(value: Any) -> Complaint | None:
@@ -198,7 +204,7 @@ KEYS: Mapping[str, Any] = {
         "path": _path,
         "url": _url,
         "cluster": _text,
-        "auth-token": _text,
+        "auth-token": _secret,
     },
     "log": {"format": _one_of("text", "json"), "timestamp": _flag, "debug": _flag},
     "tracing": {"enabled": _flag, "path": _path, "max-size": _count, "max-count": _count, "compress": _flag},

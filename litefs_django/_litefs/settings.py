@@ -407,8 +407,8 @@ def check_port(problems: _Problems, setting: str, port: int) -> None:
 
 
 def redacted(url: str) -> str:
-    """The URL without a password that it may carry."""
-    return re.sub(r"//.*@", "//...@", url)
+    """The URL without a password that it may carry, however it is mistyped."""
+    return re.sub("(https?://)?.*@", r"\1...@", url, flags=re.DOTALL)
 
 
 def _is_host(address: str) -> bool:
