@@ -88,6 +88,25 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     assert (tmp_path / "other").read_text() == "precious"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be lain in wait for here")
+def test_what_another_user_has_put_there_is_not_written_to(tmp_path: Path) -> None:
+    part = PartFile(tmp_path / "whole")
+    part.path.write_text("theirs")
+    os.chown(part.path, 65534, 65534)
+    with pytest.raises(OSError, match=r"not a file of this user alone: remove it: .*\.whole\.litefs_part"), part:
+        pass
+    assert part.path.read_text() == "theirs"
+
+
+def test_a_file_with_another_name_is_not_written_to(tmp_path: Path) -> None:
+    part = PartFile(tmp_path / "whole")
+    (tmp_path / "other").write_text("precious")
+    part.path.hardlink_to(tmp_path / "other")
+    with pytest.raises(OSError, match="not a file of this user alone"), part:
+        pass
+    assert (tmp_path / "other").read_text() == "precious"
+
+
 def test_no_directory(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), PartFile(tmp_path / "nowhere" / "whole"):
         pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
@@ -17,7 +18,7 @@ class PartFile:
     """An empty file `path` beside `target`, for its owner only; it goes with the block unless it was put in place.
 
     A killed process leaves it behind, and the next one takes it over. Entering the block raises OSError when it cannot
-    be made, or a living process has it.
+    be made, a living process has it, or another user or another name does.
     """
 
     def __init__(self, target: Path) -> None:
@@ -34,6 +35,7 @@ class PartFile:
                     # Whoever had it has put it in place meanwhile.
                     os.close(descriptor)
                     continue
+                self._check_owner(os.fstat(descriptor))
                 os.ftruncate(descriptor, 0)
             except BaseException:
                 os.close(descriptor)
@@ -47,6 +49,11 @@ class PartFile:
             fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FIRST_BYTE)
         except (BlockingIOError, PermissionError) as error:
             raise OSError(error.errno, "another process is making it just now", str(self.target)) from error
+
+    def _check_owner(self, status: os.stat_result) -> None:
+        """In a directory that others may write to, like /tmp, one may lie in wait for what is written."""
+        if status.st_uid != os.geteuid() or status.st_nlink != 1:
+            raise OSError(errno.EPERM, "it is not a file of this user alone: remove it", str(self.path))
 
     def put(self, target: Path) -> None:
         """Writes it to the disk, gives it the name `target`, in the same directory, and replaces what had it."""
@@ -65,6 +72,13 @@ class PartFile:
             self.path.unlink()
         os.close(self._descriptor)
         self._descriptor = -1
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Puts a file there as one step, readable for its owner only. Raises OSError unless it is on the disk."""
+    with PartFile(path) as part:
+        part.path.write_text(text, "utf-8")
+        part.put(path)
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

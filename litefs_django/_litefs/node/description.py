@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from litefs_django._litefs.part_file import write_whole
 
 Command = tuple[str, ...]
 
@@ -42,11 +43,7 @@ class NodeDescription:
 
     def write(self, path: Path) -> None:
         """Puts it there as one step, readable for its owner only: commands may carry secrets."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "w", encoding="utf-8") as file:
-            json.dump(asdict(self), file, default=str, indent=1)
-        temporary.replace(path)
+        write_whole(path, json.dumps(asdict(self), default=str, indent=1))
 
     @classmethod
     def read(cls, path: Path) -> NodeDescription:
