@@ -108,7 +108,7 @@ class LiteFSMiddleware:
                 return await sync_to_async(function)()
             case Look(function):
                 # LiteFS may be slow to answer, or hang.
-                return await sync_to_async(function, thread_sensitive=False)()
+                return await asyncio.get_running_loop().run_in_executor(None, function)
             case Pause(seconds):
                 return await asyncio.sleep(seconds)
             case Send(outgoing):

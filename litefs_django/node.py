@@ -35,11 +35,13 @@ def primary() -> Node | None:
     if not conf.is_enabled():
         return None
     settings = conf.get_settings()
+    if is_primary():
+        return settings.cluster.this
     try:
         name = _detector(settings).primary_name()
     except MountError:
         return None
-    return settings.cluster.get(name) if name else settings.cluster.this if is_primary() else None
+    return settings.cluster.get(name) if name else None
 
 
 def position(using: str = "default") -> Position | None:
