@@ -1,28 +1,32 @@
 """What a planned change says and holds when LiteFS does what a real one cannot be made to do in time.
 
-Fake LiteFS stand in for the two: one that takes a handoff and does not act on it, one that answers too late, one that
-is gone right after it was given the lease. The whole of it on real ones: tests/cluster/run/test_planned_change.py.
+Fake LiteFS stand in for the two: one that takes a handoff and does not act on it, one that acts on it and does not
+answer, one that is gone right after it was given the lease. The whole of it on real ones:
+tests/cluster/run/test_planned_change.py.
 """
 
 from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from litefs_django._litefs import write_turn
 from litefs_django._litefs.errors import SupervisorError
 from litefs_django._litefs.node.description import NodeDescription
 from litefs_django._litefs.node.gates import CommitGates
 from litefs_django._litefs.node.planned_change import Patience, PlannedChange
 from litefs_django._litefs.write_turn import FileLock, gate_path
+from tests.machine import wait_until
 
-PATIENCE = Patience(answer=0.2, connect=0.2, catch_up=0.2, gates=0.2, rest=0.2, leave=0.4, arrive=0.2)
+# Short where a test waits for the end of it; what is there is found at the first look.
+PATIENCE = Patience(answer=60.0, connect=0.2, catch_up=0.2, leave=0.4, arrive=0.2)
 POSITION = {"txid": "000000000000000a", "checksum": "8f2a60e1c0d3b4a5"}
 
 
@@ -33,7 +37,8 @@ class FakeLiteFS:
         self.follows = follows
         self.cluster_id = "LFSC1"
         self.positions = {"db": POSITION}
-        self.handoff: Callable[[], int] = lambda: 200
+        # The status; None when the connection ends without an answer.
+        self.handoff: Callable[[], int | None] = lambda: 200
         self.asked_to_hand_off: list[str] = []
         fake = self
 
@@ -50,7 +55,8 @@ class FakeLiteFS:
 
             def do_POST(self) -> None:
                 fake.asked_to_hand_off.append(self.path)
-                self.answer(fake.handoff(), {})
+                if status := fake.handoff():
+                    self.answer(status, {})
 
             def answer(self, status: int, body: object) -> None:
                 self.send_response(status)
@@ -152,10 +158,8 @@ def test_a_litefs_that_refuses_the_handoff(tmp_path: Path, two: Two) -> None:
 
 
 def test_a_litefs_that_acts_on_the_handoff_without_an_answer(tmp_path: Path, two: Two) -> None:
-    def hand_off() -> int:
+    def hand_off() -> None:
         two[0].is_primary, two[1].is_primary = False, True
-        time.sleep(PATIENCE.answer * 2)
-        return 200
 
     two[0].handoff = hand_off
     Attempt(tmp_path, two).change.to("web2")
@@ -220,3 +224,24 @@ def test_gates_that_are_not_free(tmp_path: Path) -> None:
     gates.release()
     gate.release()
     assert gate.acquire(1)
+
+
+def test_gates_are_renewed_unless_they_are_held_or_waited_for(tmp_path: Path) -> None:
+    gates = CommitGates(tmp_path, ["db"])
+    with closing(FileLock(gate_path(tmp_path, "db"))) as before, closing(FileLock(gate_path(tmp_path, "db"))) as after:
+        assert gates.take(0) == []
+        assert gates.renew()
+        assert not after.acquire(0)
+        gates.release()
+        assert before.acquire(0)
+        with ThreadPoolExecutor(1) as pool:
+            taken = pool.submit(gates.take, 30)
+            wait_until(lambda: write_turn._queue(before.path.stat())._waiters, "it is waited for")
+            assert not gates.renew()
+            before.release()
+            assert taken.result() == []
+        gates.release()
+        assert before.acquire(0)
+        assert gates.renew()
+        assert after.acquire(0)
+        assert gates.take(0) == ["db"]

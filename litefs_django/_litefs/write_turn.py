@@ -3,8 +3,8 @@
 Two locks per database, each an flock on a file in RUN_PATH, so that the kernel frees them when their
 holder dies:
 
-- the turn is the queue of writers, held from BEGIN IMMEDIATE to the end of the commit's check;
-- the gate is held around a commit alone. The supervisor takes it to change the role or to stop LiteFS:
+- the turn is the queue of writers, held from BEGIN IMMEDIATE until COMMIT has returned;
+- the gate is held around a commit and its check. The supervisor takes it to change the role or to stop LiteFS:
   a commit in flight at that moment is what makes LiteFS lose an acknowledged write and exit.
 
 flock has no time-out, so per process and file one helper thread blocks in it for those who wait, first
@@ -16,12 +16,19 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
+import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from weakref import WeakSet
 
 # Seconds after which a helper thread that nobody waits for ends.
 IDLE = 10.0
+
+# Seconds between two looks of those who wait whether they wait in vain.
+LOOK = 0.1
+
+InVain = Callable[[], bool]
 
 
 def turn_path(run_path: Path, database: str) -> Path:
@@ -51,10 +58,10 @@ class FileLock:
         """Whether this handle has the lock; never in a forked child."""
         return self._has_taken and self._file.descriptor >= 0
 
-    def acquire(self, timeout: float) -> bool:
-        """Takes the lock, waiting at most `timeout` seconds; False when that was not enough."""
+    def acquire(self, timeout: float, is_in_vain: InVain | None = None) -> bool:
+        """Takes the lock, waiting at most `timeout` seconds, or until it `is_in_vain`; False when it was not taken."""
         try:
-            self._has_taken = self._take(timeout)
+            self._has_taken = self._take(timeout, is_in_vain)
         except BaseException:
             # Interrupted, maybe when it had the lock already.
             self._has_taken = True
@@ -62,15 +69,17 @@ class FileLock:
             raise
         return self._has_taken
 
-    def _take(self, timeout: float) -> bool:
+    def _take(self, timeout: float, is_in_vain: InVain | None) -> bool:
         while True:
             if self._file.descriptor < 0:
                 self._file = _open(self.path)
-            if not _queue(self.path).take(self._file, timeout):
-                return False
-            if os.fstat(self._file.descriptor).st_nlink:
-                return True
-            # Somebody removed the file: its lock excludes nobody who came later.
+            # Somebody may remove the file: its lock excludes nobody who comes later.
+            status = os.fstat(self._file.descriptor)
+            if status.st_nlink:
+                if not _queue(status).take(self._file, timeout, is_in_vain):
+                    return False
+                if os.fstat(self._file.descriptor).st_nlink:
+                    return True
             self._file.close()
 
     def release(self) -> None:
@@ -121,7 +130,7 @@ class _Queue:
         self._changed = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
 
-    def take(self, file: _File, timeout: float) -> bool:
+    def take(self, file: _File, timeout: float, is_in_vain: InVain | None) -> bool:
         if not self._waiters:
             try:
                 fcntl.flock(file.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -129,9 +138,9 @@ class _Queue:
                 pass
             else:
                 return True
-        return timeout > 0 and self._wait(file, timeout)
+        return timeout > 0 and self._wait(file, timeout, is_in_vain)
 
-    def _wait(self, file: _File, timeout: float) -> bool:
+    def _wait(self, file: _File, timeout: float, is_in_vain: InVain | None) -> bool:
         waiter = _Waiter(file)
         try:
             with self._lock:
@@ -140,7 +149,11 @@ class _Queue:
                     self._thread.start()
                 self._waiters.append(waiter)
                 self._changed.notify_all()
-            waiter.wake.acquire(timeout=min(timeout, threading.TIMEOUT_MAX))
+            deadline = time.monotonic() + timeout
+            step = threading.TIMEOUT_MAX if is_in_vain is None else LOOK
+            while not waiter.wake.acquire(timeout=max(0.0, min(deadline - time.monotonic(), step))):
+                if time.monotonic() >= deadline or (is_in_vain is not None and is_in_vain()):
+                    break
         except BaseException:
             self._give_up(waiter)
             raise
@@ -185,11 +198,13 @@ class _Queue:
 
 
 _files: WeakSet[_File] = WeakSet()
-_queues: dict[Path, _Queue] = {}
+_queues: dict[tuple[int, int], _Queue] = {}
 
 
-def _queue(path: Path) -> _Queue:
-    return _queues.get(path) or _queues.setdefault(path, _Queue())
+def _queue(status: os.stat_result) -> _Queue:
+    # Not by its path: another file may have taken that from one that somebody still holds.
+    file = status.st_dev, status.st_ino
+    return _queues.get(file) or _queues.setdefault(file, _Queue())
 
 
 def _open(path: Path) -> _File:

@@ -19,7 +19,7 @@ from django.db import IntegrityError, NotSupportedError, OperationalError, trans
 from django.db.utils import DatabaseError
 from pytest_django import DjangoDbBlocker
 
-from litefs_django._litefs.write_turn import FileLock
+from litefs_django._litefs.write_turn import FileLock, InVain
 from litefs_django.db.backends.litefs.base import DatabaseWrapper
 from tests.cluster.conftest import StartPython
 from tests.cluster.connections import DjangoConnections
@@ -168,9 +168,9 @@ def test_turn_and_gate_share_one_time_out(
     """What a write has waited for its turn it does not wait for the gate once more."""
     acquire, given = FileLock.acquire, {}
 
-    def note(lock: FileLock, timeout: float) -> bool:
+    def note(lock: FileLock, timeout: float, is_in_vain: InVain | None = None) -> bool:
         started = time.monotonic()
-        taken = acquire(lock, timeout)
+        taken = acquire(lock, timeout, is_in_vain)
         given[lock.path] = timeout, time.monotonic() - started
         return taken
 
@@ -390,6 +390,22 @@ def test_a_failed_statement_leaves_no_lock(connection: DatabaseWrapper) -> None:
         with pytest.raises(DatabaseError), connection.cursor() as cursor:
             cursor.execute(wrong)
         assert_free(connection)
+
+
+def test_lock_files_that_are_removed_and_cannot_be_made_again(connection: DatabaseWrapper, node: LiteFSNode) -> None:
+    insert_rows(connection, [["before"]])
+    turn(connection).unlink()
+    run, away = node.settings.run, node.settings.run.with_name("away")
+    run.rename(away)
+    run.touch()
+    try:
+        with pytest.raises(OperationalError, match=r"Writes are refused, .* cannot be opened \(Not a directory\)"):
+            insert_rows(connection, [["during"]])
+    finally:
+        run.unlink()
+        away.rename(run)
+    insert_rows(connection, [["later"]])
+    assert names_elsewhere(connection) == {"before", "later"}
 
 
 def test_a_closed_or_forgotten_connection_leaves_no_lock(

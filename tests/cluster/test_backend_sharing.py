@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from django.db import ProgrammingError, transaction
 
+from litefs_django.db.backends.litefs import guard
 from litefs_django.db.backends.litefs.base import DatabaseWrapper
 from tests.cluster.connections import DjangoConnections
 from tests.cluster.library import INSERT, authors, make_library, raw
@@ -73,6 +74,25 @@ def test_threads_that_share_a_connection_write_one_after_the_other(connection: D
     assert seen == [(False, False)]
     assert are_free(connection) == (True, True)
     assert Tag.objects.using(connection.alias).filter(name__in=["first", "second"]).count() == 2
+
+
+def test_the_next_writer_begins_while_a_commit_is_checked(
+    connection: DatabaseWrapper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind the gate: it cannot commit, and the supervisor cannot change the role."""
+    seen: list[tuple[bool, bool]] = []
+    confirm = guard.Connection._confirm
+
+    def look(self: guard.Connection) -> None:
+        seen.append(are_free(connection))
+        confirm(self)
+
+    monkeypatch.setattr(guard.Connection, "_confirm", look)
+    with transaction.atomic(using=connection.alias):
+        authors(connection).create(name="new")
+        assert are_free(connection) == (False, True)
+    assert seen == [(True, False)]
+    assert are_free(connection) == (True, True)
 
 
 def test_a_thread_that_ends_leaves_the_transaction_of_another(connection: DatabaseWrapper) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from litefs_django._litefs.errors import SupervisorError
 from litefs_django._litefs.node.children import Backoff, Child, Children
 from litefs_django._litefs.node.description import NodeDescription
+from litefs_django._litefs.node.gates import CommitGates
 from litefs_django._litefs.node.mounts import is_mounted, unmount_command
 from litefs_django._litefs.node.observer import Observer, View
 from litefs_django._litefs.node_file import NodeFileWriter
@@ -28,12 +29,14 @@ class LiteFSProcess:
         node: NodeDescription,
         children: Children,
         node_file: NodeFileWriter,
+        gates: CommitGates,
         say: Callable[[str], None],
         wake: Callable[[], None],
     ) -> None:
         self._node = node
         self._children = children
         self._node_file = node_file
+        self._gates = gates
         self._say = say
         self._wake = wake
         self._backoff = Backoff()
@@ -65,7 +68,7 @@ class LiteFSProcess:
         if not self.mounts and ended is not None and ended > 0:
             raise SupervisorError("LiteFS refuses to start; its lines above say why.")
         if self._litefs is None:
-            if self._backoff.is_over and self._unmounted():
+            if self._backoff.is_over and self._unmounted() and self._gates.renew():
                 self._start()
         elif self._is_up and not is_mounted(self._node.mount_path):
             # No commit is confirmed any more, for nothing answers on the path.

@@ -60,7 +60,9 @@ class Supervisor:
         self._gates = CommitGates(node.run_path, node.databases)
         self._role = Role(node, self._gates)
         self._node_file = NodeFileWriter(node.run_path)
-        self._litefs = LiteFSProcess(node, self._children, self._node_file, self._output.say, self._signals.poke)
+        self._litefs = LiteFSProcess(
+            node, self._children, self._node_file, self._gates, self._output.say, self._signals.poke
+        )
         self._commands = [
             PrimaryCommand(f"primary-{number}", argv, self._children, self._output.say)
             for number, argv in enumerate(node.on_primary, 1)

@@ -1,7 +1,7 @@
 """A sqlite3 connection that cannot write in the wrong place, nor say "committed" of what is not.
 
 On a replica it is opened mode=ro: SQLite itself refuses. On the primary every write takes the write
-turn, finds the role again inside it, commits behind the gate, and is checked after it. All of that
+turn, finds the role again inside it, commits behind the gate, and is checked behind it. All of that
 stands here, below Django, so that `connection.connection` is guarded like the ORM.
 
 It raises sqlite3's errors, which Django turns into its own, and the two of `litefs_django.exceptions`.
@@ -241,11 +241,15 @@ class Connection(MountedConnection):
         try:
             if not self._has_written:
                 return statement()
-            self.locks.take_gate()
-            # The supervisor may have had it to stop LiteFS.
+            self._waiting(lambda: self.locks.take_gate(self.is_left_behind))
+            # The supervisor may have had it to stop LiteFS. On one that has ended COMMIT's outcome would be unknown.
+            if self.node_file.generation() is None:
+                self.role()
             self.check_alive()
             result = self._explaining(statement, at_commit=True)
             if not self.in_transaction:
+                # The next writer may begin: the gate, which this one still has, keeps him from committing.
+                self.end_turn()
                 self._confirm()
             return result
         finally:
@@ -299,13 +303,21 @@ class Connection(MountedConnection):
         Raises OperationalError ('database is locked') after the connection's time-out, NotPrimaryError,
         or Reopen; it holds no turn then.
         """
-        waited = self.locks.take_turn(with_gate=with_gate)
+        waited = self._waiting(lambda: self.locks.take_turn(self.is_left_behind, with_gate=with_gate))
         try:
             self._find_primary()
         except BaseException:
             self.locks.end_turn()
             raise
         return waited
+
+    def _waiting(self, take: Callable[[], T]) -> T:
+        """Takes a lock. Where that fails since LiteFS has ended, as its holder's statement hangs then, it says so."""
+        try:
+            return take()
+        except sqlite3.OperationalError:
+            self._find_primary()
+            raise
 
     def _find_primary(self) -> None:
         role = self.role()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 from weakref import WeakSet
 
-from litefs_django._litefs.write_turn import FileLock, gate_path, turn_path
+from litefs_django._litefs.write_turn import FileLock, InVain, gate_path, turn_path
 from litefs_django.db.backends.litefs.place import Place
 
 T = TypeVar("T")
@@ -20,7 +20,7 @@ class Locks:
     """Turn and gate, each opened when it is first taken.
 
     Taking one raises OperationalError: 'database is locked' when it does not come within `timeout` seconds, turn
-    and gate together where both are taken at once; or the reason why its file cannot be opened.
+    and gate together where both are taken at once, or when it `is_in_vain`; or the reason why its file does not open.
 
     `taken_by` is the thread that took the turn last.
     """
@@ -41,26 +41,27 @@ class Locks:
     def has_gate(self) -> bool:
         return self._gate is not None and self._gate.is_held
 
-    def take_turn(self, *, with_gate: bool = False) -> float:
+    def take_turn(self, is_in_vain: InVain, *, with_gate: bool = False) -> float:
         """The seconds that it waited; 0.0 for less than a tenth of the time-out, which is not worth two PRAGMAs."""
         if self._turn is None:
             self._turn = self._open(turn_path)
         begin = time.monotonic()
-        self._acquire(self._turn, self._timeout)
+        self._acquire(self._turn, self._timeout, is_in_vain)
         self.taken_by = threading.get_ident()
         if with_gate:
             try:
-                self.take_gate(begin + self._timeout)
+                self.take_gate(is_in_vain, begin + self._timeout)
             except BaseException:
                 self._turn.release()
                 raise
         waited = time.monotonic() - begin
         return waited if waited > self._timeout / 10 else 0.0
 
-    def take_gate(self, deadline: float | None = None) -> None:
+    def take_gate(self, is_in_vain: InVain, deadline: float | None = None) -> None:
         if self._gate is None:
             self._gate = self._open(gate_path)
-        self._acquire(self._gate, self._timeout if deadline is None else max(0, deadline - time.monotonic()))
+        timeout = self._timeout if deadline is None else max(0, deadline - time.monotonic())
+        self._acquire(self._gate, timeout, is_in_vain)
 
     def end_turn(self) -> None:
         """Gives the turn back; nothing happens when it is not held."""
@@ -77,8 +78,12 @@ class Locks:
             if lock is not None:
                 lock.close()
 
-    def _acquire(self, lock: FileLock, timeout: float) -> None:
-        if not lock.acquire(timeout):
+    def _acquire(self, lock: FileLock, timeout: float, is_in_vain: InVain) -> None:
+        try:
+            is_taken = lock.acquire(timeout, is_in_vain)
+        except OSError as error:  # somebody has removed its file
+            raise _unusable(lock.path, error) from error
+        if not is_taken:
             raise sqlite3.OperationalError("database is locked")
 
     def _open(self, path_of: Callable[[Path, str], Path]) -> FileLock:
@@ -86,10 +91,14 @@ class Locks:
         try:
             return FileLock(path)
         except OSError as error:
-            raise sqlite3.OperationalError(
-                f"Writes are refused, since the lock file {path} cannot be opened ({error.strerror}). Start the node "
-                'with litefs_run, or set LITEFS["RUN_PATH"] to a local directory that this user may write.'
-            ) from error
+            raise _unusable(path, error) from error
+
+
+def _unusable(path: Path, error: OSError) -> sqlite3.OperationalError:
+    return sqlite3.OperationalError(
+        f"Writes are refused, since the lock file {path} cannot be opened ({error.strerror}). Start the node "
+        'with litefs_run, or set LITEFS["RUN_PATH"] to a local directory that this user may write.'
+    )
 
 
 def run_after(waited: float, connection: sqlite3.Connection, statement: Callable[[], T]) -> T:
