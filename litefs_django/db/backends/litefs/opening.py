@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from litefs_django._litefs.node_file import NodeFile
 from litefs_django._litefs.settings import LiteFSSettings, database_name_problem
 from litefs_django.db.backends.litefs.guard import Connection
 from litefs_django.db.backends.litefs.place import Place, Role
+
+# Bytes of the first block of SQLite's WAL index, which is all that opening maps (sqlite.org/walformat.html).
+_SHM_SIZE = 32768
 
 # One reader, and its map, for all connections of a process.
 _node_file = lru_cache(maxsize=None)(NodeFile)
@@ -80,10 +84,23 @@ def _connect(*args: Any, place: Place, is_empty: bool, **kwargs: Any) -> Connect
             raise sqlite3.OperationalError(f"LiteFS ended while {place.path} was being opened.")
         if is_empty:
             connection.make_wal()
+        _complete_shm(place.path.with_name(f"{place.path.name}-shm"))
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _complete_shm(path: Path) -> None:
+    """Makes the -shm file as long as what SQLite has mapped of it.
+
+    LiteFS drops what SQLite writes to it while it writes there itself: at a change of role, and for each transaction
+    that a replica gets (v0.5.14, db.go: WriteSHMAt, updateSHM). If that is how SQLite has just made it longer, whoever
+    touches the rest would die of SIGBUS. Nobody makes it shorter while a connection is open.
+    """
+    with suppress(FileNotFoundError):
+        if os.stat(path).st_size < _SHM_SIZE:
+            os.truncate(path, _SHM_SIZE)
 
 
 def _mounted_device(place: Place) -> int:
