@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from contextvars import Context
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,7 +22,17 @@ from aiohttp.client_exceptions import (
 from yarl import URL
 
 from litefs_django.handover.exchange import Body
-from litefs_django.handover.transport import CHUNK, CONNECT_TIMEOUT, IDLE, Broken, Forwarded, NotSent, Outgoing
+from litefs_django.handover.headers import OCTETS, Headers, packed
+from litefs_django.handover.transport import (
+    CHUNK,
+    IDLE,
+    LONGEST_LINE,
+    MOST_HEADERS,
+    Broken,
+    Forwarded,
+    NotSent,
+    Outgoing,
+)
 
 # What aiohttp would add of its own.
 _NOT_ADDED = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
@@ -40,16 +53,17 @@ os.register_at_fork(after_in_child=_after_fork)
 
 async def send(outgoing: Outgoing) -> Forwarded:
     """Raises NotSent or Broken; there is no connection left then."""
-    headers = [(name, value.encode("latin-1").decode("utf-8", "replace")) for name, value in outgoing.headers]
     try:
-        async with asyncio.timeout(outgoing.timeout):
+        async with asyncio.timeout(outgoing.timeout) as limit:
             response = await _session().request(
                 outgoing.method,
                 URL(outgoing.url + outgoing.target, encoded=True),
-                headers=headers,
-                data=_data(outgoing.body),
+                headers=_in_utf8(outgoing.headers),
+                data=_data(outgoing.body, partial(_extend, limit, outgoing.timeout)),
                 allow_redirects=False,
                 skip_auto_headers=_NOT_ADDED,
+                # A stream may be silent for as long as it likes: the kernel finds out whether it still lives.
+                timeout=aiohttp.ClientTimeout(total=None, connect=outgoing.connect_timeout),
             )
     except _NOT_CONNECTED as error:
         raise NotSent(str(error)) from error
@@ -57,6 +71,18 @@ async def send(outgoing: Outgoing) -> Forwarded:
         raise Broken(str(error) or type(error).__name__) from error
     came = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in response.raw_headers]
     return Forwarded(_Body(response), response.status, response.reason or "", came)
+
+
+def _in_utf8(headers: Headers) -> Headers:
+    """The headers as aiohttp takes them, which writes all of them in UTF-8."""
+    written: Headers = []
+    others: Headers = []
+    for name, value in headers:
+        try:
+            written.append((name, value.encode("latin-1").decode()))
+        except UnicodeDecodeError:
+            others.append((name, value))
+    return [*written, (OCTETS, packed(others))] if others else written
 
 
 class _Disconnected(Exception):
@@ -82,8 +108,9 @@ def _session() -> aiohttp.ClientSession:
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
-            # A stream may be silent for as long as it likes: aiohttp has the kernel find out whether it still lives.
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT),
+            max_line_size=LONGEST_LINE,
+            max_field_size=LONGEST_LINE,
+            max_headers=MOST_HEADERS,
             middlewares=(_never_again,),
         )
         # Without the context of the request that happens to be the first.
@@ -99,19 +126,24 @@ async def _keep(session: aiohttp.ClientSession) -> None:
         await asyncio.get_running_loop().create_future()
 
 
-def _data(body: Body) -> Any:
+def _extend(limit: asyncio.Timeout, timeout: float) -> None:
+    # Not any more when the answer has come before the body's end.
+    with suppress(RuntimeError):
+        limit.reschedule(asyncio.get_running_loop().time() + timeout)
+
+
+def _data(body: Body, sends: Callable[[], None]) -> Any:
+    """`sends` is called before each part of a large one."""
     if body.data is None or len(body.data) > CHUNK:
-        return _chunks(body)
+        return _chunks(body, sends)
     return body.data or None
 
 
-async def _chunks(body: Body) -> AsyncIterator[bytes]:
-    if body.data is not None:
-        for start in range(0, len(body.data), CHUNK):
-            yield body.data[start : start + CHUNK]
-        return
-    assert body.stream is not None
-    while chunk := body.stream.read(CHUNK):
+async def _chunks(body: Body, sends: Callable[[], None]) -> AsyncIterator[bytes]:
+    stream = body.stream if body.data is None else io.BytesIO(body.data)
+    assert stream is not None
+    while chunk := stream.read(CHUNK):
+        sends()
         yield chunk
 
 

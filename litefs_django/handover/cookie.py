@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from django.conf import settings
 from django.core import signing
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
@@ -36,6 +37,8 @@ def write(response: HttpResponseBase, positions: Mapping[str, int], *, is_secure
         NAME,
         signing.dumps(dict(positions), salt=_SALT),
         max_age=MAX_AGE,
+        # As far as the session's: a node that a redirect leads to may have a host name of its own.
+        domain=settings.SESSION_COOKIE_DOMAIN,
         secure=is_secure,
         httponly=True,
         samesite="Lax",

@@ -24,7 +24,7 @@ from litefs_django.handover.answers import Answer
 from litefs_django.handover.exchange import Body, Exchange, LengthRequired, exchange_of
 from litefs_django.handover.headers import RequestRefused, request_headers
 from litefs_django.handover.note import RequestNote
-from litefs_django.handover.transport import Broken, ClientGone, Forwarded, NotSent, Outgoing, let_go
+from litefs_django.handover.transport import CONNECT_TIMEOUT, Broken, ClientGone, Forwarded, NotSent, Outgoing, let_go
 
 logger = logging.getLogger(__name__)
 
@@ -318,6 +318,8 @@ class _Course:
             headers=[("Host", request.host), *headers, *_framing(request, body), (signing.HOP, hop)],
             body=body,
             timeout=self.settings.handover_timeout,
+            # Well below those for an answer, so that it is known that nothing was sent.
+            connect_timeout=min(CONNECT_TIMEOUT, self.settings.handover_timeout / 2),
         )
         try:
             response: Forwarded = yield Send(outgoing)

@@ -13,13 +13,13 @@ from typing import IO, Any, Protocol
 from django.conf import settings
 from django.core.handlers.asgi import ASGIRequest
 from django.core.handlers.wsgi import WSGIRequest
-from django.http import HttpRequest
+from django.http import HttpRequest, UnreadablePostError
 
 from litefs_django.handover import headers, signing
 from litefs_django.handover.headers import Headers
 
 _OURS = "HTTP_LITEFS_DJANGO_"
-_HOP = f"{_OURS}HOP"
+_HOP, _OCTETS = f"{_OURS}HOP", f"{_OURS}OCTETS"
 
 
 class LengthRequired(Exception):
@@ -80,21 +80,21 @@ def buffered_length() -> int:
     return most if limit is None else min(most, limit)
 
 
-def _take_ours(meta: dict[str, Any]) -> str | None:
-    """The hop's header, as it came. Takes all of ours away."""
-    hop: str | None = meta.get(_HOP)
+def _take_ours(meta: dict[str, Any]) -> tuple[str | None, str]:
+    """The headers HOP and OCTETS, as they came. Takes all of ours away."""
+    hop, octets = meta.get(_HOP), meta.get(_OCTETS, "")
     # Looked for in all names at once: each request pays for it.
     if _OURS in "\n".join(meta):
         for key in [key for key in meta if key.startswith(_OURS)]:
             del meta[key]
-    return hop
+    return hop, octets
 
 
 class _WsgiExchange:
     def __init__(self, request: HttpRequest) -> None:
         assert isinstance(request, WSGIRequest)
         self.request: HttpRequest = request
-        self.hop = _take_ours(request.environ)
+        self.hop, self._octets = _take_ours(request.environ)
         self._environ = dict(request.environ)
         for key in ("PATH_INFO", "SCRIPT_NAME"):
             # Django has decoded them in place.
@@ -113,8 +113,10 @@ class _WsgiExchange:
             return 0
 
     def read_small_body(self) -> None:
-        if not self._is_chunked and 0 < self._length() <= buffered_length():
-            _ = self.request.body
+        length = self._length()
+        if not self._is_chunked and 0 < length <= buffered_length() and len(self.request.body) < length:
+            # The primary would be told another Content-Length, and take the half for the whole.
+            raise UnreadablePostError
 
     def signed(self) -> signing.Request:
         environ = self._environ
@@ -134,6 +136,7 @@ class _WsgiExchange:
             environ |= {"REMOTE_ADDR": hop.client, "wsgi.url_scheme": hop.scheme}
             for key in ("REMOTE_HOST", "REMOTE_PORT"):
                 environ.pop(key, None)
+            headers.unpack(self._octets, environ)
 
     def body(self) -> Body | None:
         request = self.request
@@ -173,7 +176,7 @@ class _AsgiExchange:
     def __init__(self, request: HttpRequest) -> None:
         assert isinstance(request, ASGIRequest)
         self.request: HttpRequest = request
-        self.hop = _take_ours(request.META)
+        self.hop, self._octets = _take_ours(request.META)
         self._stream: IO[bytes] = request._stream
         self._take_scope(request.scope)
 
@@ -207,7 +210,13 @@ class _AsgiExchange:
             **request.scope,
             "scheme": hop.scheme,
             "client": (hop.client, 0) if hop.client else None,
-            "headers": [pair for pair in request.scope["headers"] if not headers.is_ours(pair[0].decode("latin-1"))],
+            "headers": [
+                *self._headers_of_others(),
+                *(
+                    (name.encode(), value.encode("latin-1"))
+                    for name, value in headers.unpack(self._octets, request.META)
+                ),
+            ],
         }
         for key in ("REMOTE_ADDR", "REMOTE_HOST", "REMOTE_PORT"):
             request.META.pop(key, None)
@@ -230,4 +239,8 @@ class _AsgiExchange:
             return None
         body = self.body()
         assert body is not None
-        return ASGIRequest(self._scope, io.BytesIO(body.data) if body.data is not None else self._stream)
+        scope = {**self._scope, "headers": self._headers_of_others()}
+        return ASGIRequest(scope, io.BytesIO(body.data) if body.data is not None else self._stream)
+
+    def _headers_of_others(self) -> list[tuple[bytes, bytes]]:
+        return [pair for pair in self._scope["headers"] if not headers.is_ours(pair[0].decode("latin-1"))]

@@ -8,11 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote, urlencode
 
 Headers = list[tuple[str, str]]
 
 OURS = "litefs-django-"
+# Those headers of a hop whose values are no UTF-8: aiohttp can write no others.
+OCTETS = "Litefs-Django-Octets"
 
 # For one connection only (RFC 9110, 7.6.1), and those that their sender makes anew. Host is signed, and set by hand.
 _HOP_BY_HOP = frozenset(
@@ -71,6 +73,21 @@ def request_headers(headers: Headers) -> Headers:
         if not _TOKEN.fullmatch(name) or not _VALUE.fullmatch(value):
             raise RequestRefused(f"The header {name!r} is malformed.")
     return passed
+
+
+def packed(headers: Headers) -> str:
+    """The value of OCTETS."""
+    return urlencode(headers, encoding="latin-1")
+
+
+def unpack(value: str, meta: dict[str, Any]) -> Headers:
+    """The headers that this value of OCTETS stands for, after adding them to request.META, as a server would."""
+    found = parse_qsl(value, keep_blank_values=True, encoding="latin-1")
+    for name, each in found:
+        key = name.upper().replace("-", "_")
+        key = key if key == "CONTENT_TYPE" else f"HTTP_{key}"
+        meta[key] = ("; " if key == "HTTP_COOKIE" else ",").join([meta[key], each] if key in meta else [each])
+    return found
 
 
 def response_headers(headers: Iterable[tuple[str, str]]) -> Headers:

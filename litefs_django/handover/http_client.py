@@ -5,6 +5,7 @@ urllib3 would rewrite the request's target ('%e4' to '%E4', a lone '%' to '%25')
 
 from __future__ import annotations
 
+import io
 import os
 import select
 import socket
@@ -13,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, IncompleteRead
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, IncompleteRead, LineTooLong
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,8 +22,9 @@ from django.http import UnreadablePostError
 
 from litefs_django.handover.transport import (
     CHUNK,
-    CONNECT_TIMEOUT,
     IDLE,
+    LONGEST_LINE,
+    MOST_HEADERS,
     Broken,
     ClientGone,
     Forwarded,
@@ -35,14 +37,42 @@ _KEEPALIVE = {socket.TCP_KEEPIDLE: 10, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPC
 
 
 class _Response(HTTPResponse):
+    """http.client's, which gives up at the 101st header, and of what comes before the answer skips 100 alone."""
+
+    def begin(self) -> None:
+        stream = self.fp
+        super().begin()
+        self.fp = stream
+
     def _read_status(self) -> Any:
         while True:
             status: Any = super()._read_status()  # type: ignore[misc]
-            # http.client skips 100 alone.
-            if not 102 <= status[1] < 200:
+            head = _read_head(self.fp)
+            if status[1] == 101 or status[1] >= 200:
+                self.fp = _Head(head)  # type: ignore[assignment]
                 return status
-            while self.fp.readline(CHUNK).strip():
-                pass
+
+
+class _Head(io.BytesIO):
+    """What http.client, which counts lines, reads as a few long ones."""
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        # It refuses one of that size.
+        return self.read((size or 0) - 1)
+
+
+def _read_head(stream: io.BufferedIOBase) -> bytes:
+    lines: list[bytes] = []
+    while len(lines) <= MOST_HEADERS:
+        line = stream.readline(LONGEST_LINE + 1)
+        if len(line) > LONGEST_LINE:
+            raise LineTooLong("header line")
+        if not line:
+            raise HTTPException("half a head")
+        lines.append(line)
+        if line in (b"\r\n", b"\n"):
+            return b"".join(lines)
+    raise HTTPException(f"more than {MOST_HEADERS} headers")
 
 
 class _Pool:
@@ -107,7 +137,7 @@ def send(outgoing: Outgoing) -> Forwarded:
     connection = _pool.take(outgoing.url)
     try:
         if connection.sock is None:
-            _connect(connection, outgoing.timeout)
+            _connect(connection, outgoing.connect_timeout)
         connection.sock.settimeout(outgoing.timeout)
         sock = connection.sock
         response = _exchange(connection, outgoing)
@@ -121,7 +151,7 @@ def send(outgoing: Outgoing) -> Forwarded:
 
 
 def _connect(connection: HTTPConnection, timeout: float) -> None:
-    connection.timeout = min(timeout, CONNECT_TIMEOUT)
+    connection.timeout = timeout
     try:
         connection.connect()
     except OSError as error:

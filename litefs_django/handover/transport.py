@@ -13,13 +13,16 @@ from litefs_django.handover.exchange import Body
 from litefs_django.handover.headers import Headers, response_headers
 from litefs_django.handover.signing import ANSWER
 
-# Seconds to connect to a node. Nothing has been sent then, so that it can be tried again.
+# Seconds to connect to a node, at most. Nothing has been sent then, so that it can be tried again.
 CONNECT_TIMEOUT = 2.0
 # Seconds that an unused connection may have waited: servers close theirs after 2 s and more, and a request that meets
 # the end of one may or may not have been seen.
 IDLE = 1.0
 # Bytes read and written at a time: all of a body that is ever in memory.
 CHUNK = 1 << 16
+# Bytes of a line, and lines, of an answer's head. Servers set their applications no limit of either.
+LONGEST_LINE = 1 << 16
+MOST_HEADERS = 2000
 
 # A header's value that goes on in the next line, which HTTP/1.1 forbids.
 _FOLD = re.compile(r"\r?\n[ \t]+")
@@ -39,7 +42,10 @@ class ClientGone(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outgoing:
-    """A request to another node. `timeout` is how many seconds each send, and the answer's beginning, may take."""
+    """A request to another node.
+
+    `timeout` is how many seconds each send, and the answer's beginning, may take, `connect_timeout` the connection.
+    """
 
     url: str
     method: str
@@ -47,6 +53,7 @@ class Outgoing:
     headers: Headers = field(repr=False)
     body: Body = field(repr=False)
     timeout: float
+    connect_timeout: float
 
 
 class Forwarded(StreamingHttpResponse):

@@ -16,7 +16,18 @@ import pytest
 
 from litefs_django.handover import aiohttp_client, http_client
 from litefs_django.handover.exchange import Body
-from litefs_django.handover.transport import IDLE, Broken, ClientGone, Forwarded, NotSent, Outgoing, let_go
+from litefs_django.handover.transport import (
+    CHUNK,
+    IDLE,
+    MOST_HEADERS,
+    Broken,
+    ClientGone,
+    Forwarded,
+    NotSent,
+    Outgoing,
+    let_go,
+)
+from tests.machine import deaf_url, wait_until
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -31,6 +42,7 @@ class Server:
         self.answers = list(answers)
         self.requests: list[bytes] = []
         self.connections = 0
+        self.closed = 0
         self._open: socket.socket | None = None
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
@@ -52,6 +64,7 @@ class Server:
                     if answer is None:
                         break
                     connection.sendall(answer)
+            self.closed += 1
 
     @staticmethod
     def _read(connection: socket.socket) -> bytes:
@@ -107,7 +120,13 @@ class Client:
         self.runner = asyncio.Runner() if is_async else None
 
     def send(self, server: Server | str, *, method: str = "POST", target: str = "/", **changes: Any) -> Got:
-        options = {"headers": [("Host", "x")], "body": Body(data=b""), "timeout": 5.0, **changes}
+        options = {
+            "headers": [("Host", "x")],
+            "body": Body(data=b""),
+            "timeout": 60.0,
+            "connect_timeout": 2.0,
+            **changes,
+        }
         outgoing = Outgoing(
             url=server if isinstance(server, str) else server.url, method=method, target=target, **options
         )
@@ -186,6 +205,27 @@ def test_headers_come_back_as_they_are(client: Client, serve: StartServer) -> No
     ]
 
 
+def test_headers_of_any_size_that_a_server_sends(client: Client, serve: StartServer) -> None:
+    """Content-Security-Policy may well be one."""
+    head = b"HTTP/1.1 200 OK\r\nX-Long: %s\r\n" % (b"x" * 20_000)
+    many = b"".join(b"X-%d: %s\r\n" % (number, b"y" * 100) for number in range(1000))
+    got = client.send(serve(head + many + b"Content-Length: 2\r\n\r\nok"))
+    assert len(dict(got.headers)["X-Long"]) == 20_000
+    assert [name for name, _ in got.headers[1:-1]] == [f"X-{number}" for number in range(1000)]
+    assert (got.headers[-1], got.body) == (("Content-Length", "2"), b"ok")
+
+
+def test_more_headers_than_any_server_sends(client: Client, serve: StartServer) -> None:
+    many = b"".join(b"X-%d: y\r\n" % number for number in range(MOST_HEADERS + 1))
+    with pytest.raises(Broken):
+        client.send(serve(b"HTTP/1.1 200 OK\r\n" + many + b"\r\n"))
+
+
+def test_half_a_head(client: Client, serve: StartServer) -> None:
+    with pytest.raises(Broken):
+        client.send(serve(b"HTTP/1.1 200 OK\r\nContent-Le"))
+
+
 def test_an_encoded_body_stays_encoded(client: Client, serve: StartServer) -> None:
     got = client.send(serve(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc"))
     assert got.body == b"abc"
@@ -221,9 +261,30 @@ def test_what_was_sent_is_never_sent_again(client: Client, serve: StartServer, m
     assert (len(server.requests), server.connections) == (2, 1)
 
 
+@pytest.mark.parametrize("timeout", [0.2, 5.0])
+def test_a_machine_that_swallows_packets(client: Client, timeout: float) -> None:
+    with deaf_url() as url:
+        began = time.monotonic()
+        with pytest.raises(NotSent):
+            client.send(url, timeout=timeout, connect_timeout=0.1)
+        assert time.monotonic() - began < 1
+
+
 def test_no_answer_in_time(client: Client, serve: StartServer) -> None:
     with pytest.raises(Broken):
         client.send(serve(b""), timeout=0.2)
+
+
+def test_a_body_that_takes_longer_than_the_time_for_a_part_of_it(client: Client, serve: StartServer) -> None:
+    class Slow(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            time.sleep(0.3)
+            return super().read(size)
+
+    size = 8 * CHUNK
+    headers = [("Host", "x"), ("Content-Length", str(size))]
+    got = client.send(serve(OK), headers=headers, body=Body(stream=Slow(bytes(size)), length=size), timeout=2.0)
+    assert got.status == 200
 
 
 def test_garbage(client: Client, serve: StartServer) -> None:
@@ -282,6 +343,7 @@ def test_connections_are_used_again_but_not_old_ones(client: Client, serve: Star
 def test_one_that_the_other_side_has_closed_is_not_used(client: Client, serve: StartServer) -> None:
     server = serve(OK)
     client.send(server)
+    wait_until(lambda: server.closed, "it is closed")
     client.rest(0.1)
     server.answers.append(OK)
     assert client.send(server).status == 200
