@@ -4,7 +4,7 @@ OperationalError (django.db)
  +-- NotPrimaryError       a write on a node that is not the primary: nothing was done
  +-- CommitOutcomeUnknown  the database said "committed", but LiteFS went away or lost its role meanwhile
 BaseException
- +-- HandOver              NotPrimaryError in a request that the middleware can hand over to the primary
+ +-- HandOver              in place of an OperationalError, in a request that the middleware can hand over
 """
 
 from __future__ import annotations
@@ -43,11 +43,13 @@ class CommitOutcomeUnknown(OperationalError):
 
 
 class HandOver(BaseException):
-    """Ends a request that has to write, on its way to the middleware, which hands it over to the primary.
+    """Ends a request that this node cannot serve, on its way to the middleware, which hands it over to the primary.
+
+    `refused` is the NotPrimaryError of a write, or the OperationalError that LiteFS's absence has caused.
 
     Not an Exception: what the project, Django's sessions or signals make of those must not stop it.
     """
 
-    def __init__(self, refused: NotPrimaryError) -> None:
+    def __init__(self, refused: OperationalError) -> None:
         super().__init__(refused)
         self.refused = refused

@@ -15,10 +15,11 @@ from typing import Any, TypeVar
 
 from django.http import HttpRequest, HttpResponse, UnreadablePostError
 from django.http.response import HttpResponseBase
+from django.utils.encoding import escape_uri_path
 
 from litefs_django import conf, node
 from litefs_django._litefs.settings import LiteFSSettings, Node
-from litefs_django.exceptions import HandOver
+from litefs_django.exceptions import HandOver, NotPrimaryError
 from litefs_django.handover import answers, cookie, marks, note, signing
 from litefs_django.handover.answers import Answer
 from litefs_django.handover.exchange import Body, Exchange, LengthRequired, exchange_of
@@ -30,11 +31,16 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Seconds between two looks for a primary, and between two attempts to reach it.
+# Seconds before the second look for a primary; each further pause is longer by that factor.
 PAUSE = 0.02
+GROWTH = 1.25
 
 # Seconds after which the other nodes are asked, one by one, when none is named or the named one is not the primary.
+# No pause is longer, either.
 SEARCH = 0.25
+
+# Seconds to connect that each attempt has at least, where time is up.
+LAST_CHANCE = 0.1
 
 _named_late: set[str] = set()
 
@@ -108,6 +114,11 @@ class _Course:
         self.request = exchange.request
         self.signer = _signer(settings.secret) if settings.secret else None
         self.is_from_node = False
+        # Whether the primary was sent a request for what it has, which may also have written, and has not answered.
+        self.is_unknown = False
+        self.deadline: float | None = None
+        self.next_pause = PAUSE
+        self.has_said_why = False
         # Whether the browser's cookie is ahead of the primary: of a database that is no more.
         self.is_ahead = False
 
@@ -120,10 +131,11 @@ class _Course:
             raise _Refused(answers.INCOMPLETE) from None
         wanted = cookie.read(self.request)
         if self.is_from_node or marks.writes(self.request, self.settings.writes):
-            if not (yield Look(node.is_primary)):
+            primary = yield Look(node.primary)
+            if not self._is_this(primary):
                 if self.is_from_node:
                     return self._nothing_done()
-                if (response := (yield from self._hand_over())) is not None:
+                if (response := (yield from self._hand_over(primary))) is not None:
                     return response
                 # This node has become the primary meanwhile.
                 self._begin_again()
@@ -175,21 +187,49 @@ class _Course:
         """Lets the project answer here; a write that is refused makes it a handover, or another run here."""
         while True:
             with note.opened() as opened:
-                response = yield from self._ask(opened)
+                try:
+                    response = yield from self._ask(opened)
+                finally:
+                    if opened.unknown is not None:
+                        # Where LOGGING says nothing of it, Django tells nobody but the administrators, by mail.
+                        path = escape_uri_path(self.request.path_info)
+                        logger.error("%s %s: %s", self.request.method, path, opened.unknown)
+                if opened.unknown is not None and (opened.refused is not None or response.status_code == 400):
+                    # Django's sessions make a 400 of it.
+                    raise opened.unknown
                 if opened.refused is None:
-                    if opened.has_hooks:
-                        yield Call(opened.run_hooks)
                     if opened.written or self.is_ahead:
                         yield from self._remember(response, opened.written)
                     return response
-            self._say_late()
-            if opened.has_written:
-                raise _Refused(answers.PARTLY_SAVED)
+            self._say_why(opened)
+            self._check_nothing_is_done_twice(opened)
             if self.is_from_node:
                 return self._nothing_done()
             if (handed := (yield from self._hand_over())) is not None:
                 return handed
+            yield from self._wait()
             self._begin_again()
+
+    def _check_nothing_is_done_twice(self, opened: RequestNote) -> None:
+        """Raises _Refused where running the request again, here or elsewhere, would, or might."""
+        if opened.has_written:
+            raise _Refused(answers.PARTLY_SAVED)
+        if self.is_unknown:
+            raise _Refused(answers.UNKNOWN)
+
+    def _until(self) -> float:
+        """When the request has waited long enough for somebody who can serve it, since it first had to."""
+        if self.deadline is None:
+            self.deadline = time.monotonic() + self.settings.handover_timeout
+        return self.deadline
+
+    def _wait(self) -> Steps[None]:
+        """Pauses before the next look, each time longer. Raises _Refused when the request has waited long enough."""
+        left = self._until() - time.monotonic()
+        if left <= 0:
+            raise _Refused(answers.NOT_AVAILABLE)
+        yield Pause(min(self.next_pause, left))
+        self.next_pause = min(self.next_pause * GROWTH, SEARCH)
 
     def _begin_again(self) -> None:
         """Makes a new request of the first one, to be answered here."""
@@ -201,6 +241,8 @@ class _Course:
     def _ask(self, opened: RequestNote) -> Steps[HttpResponseBase]:
         try:
             response: HttpResponseBase = yield Ask(self.request)
+            if opened.refused is None and opened.has_hooks:
+                yield Call(opened.run_hooks)
         except BaseException as error:
             if not _is_hand_over(error):
                 raise
@@ -210,10 +252,17 @@ class _Course:
             let_go(response)
         return response
 
-    def _say_late(self) -> None:
+    def _say_why(self, opened: RequestNote) -> None:
         request = self.request
+        if not isinstance(opened.refused, NotPrimaryError):
+            # LiteFS is away.
+            if not self.has_said_why:
+                self.has_said_why = True
+                path = escape_uri_path(request.path_info)
+                logger.warning("%s %s is not answered here: %s", request.method, path, opened.refused)
+            return
         match = request.resolver_match
-        name = match.view_name or match._func_path if match else request.path_info
+        name = match.view_name or match._func_path if match else escape_uri_path(request.path_info)
         if request.method in marks.SAFE_METHODS and name not in _named_late:
             _named_late.add(name)
             logger.info(
@@ -228,8 +277,13 @@ class _Course:
     def _remember(self, response: HttpResponseBase, written: set[str]) -> Steps[None]:
         """Lets the browser's next request know how far the databases have to be."""
         positions = {}
+        deadline = time.monotonic() + self.settings.read_your_writes_timeout
         for alias, txid in {**cookie.read(self.request), **dict.fromkeys(written, 0)}.items():
             here = yield from self._txid(alias)
+            while here == 0 and alias in written and time.monotonic() < deadline:
+                # LiteFS has ended since.
+                yield Pause(PAUSE)
+                here = yield from self._txid(alias)
             if here is not None:
                 positions[alias] = here if alias in written else min(here, txid)
         cookie.write(response, positions, is_secure=self.request.is_secure())
@@ -262,9 +316,13 @@ class _Course:
 
     # To the primary.
 
-    def _hand_over(self, *, is_needed: bool = True) -> Steps[HttpResponseBase | None]:
+    def _is_this(self, primary: Node | None) -> bool:
+        return primary is not None and primary.name == self.settings.cluster.node
+
+    def _hand_over(self, primary: Node | None = None, *, is_needed: bool = True) -> Steps[HttpResponseBase | None]:
         """The primary's response. None when this node has become the primary, or can answer as well as it can.
 
+        It begins with that primary, if it is known already.
         Raises _Refused when no primary answers within HANDOVER_TIMEOUT; without `is_needed` it does not wait.
         """
         try:
@@ -272,11 +330,12 @@ class _Course:
             headers = request_headers(self.exchange.headers())
         except RequestRefused:
             raise _Refused(answers.MALFORMED) from None
-        deadline = time.monotonic() + self.settings.handover_timeout
+        if is_needed:
+            self._until()
         next_search = time.monotonic() + (SEARCH if is_needed else 0)
         while True:
-            primary = yield Look(node.primary)
-            if primary is not None and primary.name == self.settings.cluster.node:
+            primary = primary or (yield Look(node.primary))
+            if self._is_this(primary):
                 return None
             targets = [primary] if primary is not None else []
             if time.monotonic() >= next_search and self._can_search():
@@ -288,9 +347,8 @@ class _Course:
                     return response
             if not is_needed:
                 return None
-            if time.monotonic() >= deadline:
-                raise _Refused(answers.NOT_AVAILABLE)
-            yield Pause(PAUSE)
+            primary = None
+            yield from self._wait()
 
     def _can_search(self) -> bool:
         """Whether the request can be sent to one node after the other, of which all but the primary do nothing.
@@ -318,8 +376,7 @@ class _Course:
             headers=[("Host", request.host), *headers, *_framing(request, body), (signing.HOP, hop)],
             body=body,
             timeout=self.settings.handover_timeout,
-            # Well below those for an answer, so that it is known that nothing was sent.
-            connect_timeout=min(CONNECT_TIMEOUT, self.settings.handover_timeout / 2),
+            connect_timeout=self._connect_timeout(is_needed=is_needed),
         )
         try:
             response: Forwarded = yield Send(outgoing)
@@ -329,11 +386,17 @@ class _Course:
             raise _Refused(answers.INCOMPLETE) from None
         except Broken as error:
             if not is_needed:
+                self.is_unknown = True
                 return None
             path = request.target.partition("?")[0]
             logger.warning("%s %s was sent to %r and not answered: %s.", request.method, path, primary.name, error)
             raise _Refused(answers.UNKNOWN) from None
         return self._unless_nothing_done(response, hop)
+
+    def _connect_timeout(self, *, is_needed: bool) -> float:
+        """Seconds. Well below those for an answer, so that it is known that nothing was sent."""
+        most = min(CONNECT_TIMEOUT, self.settings.handover_timeout / 2)
+        return min(most, max(self._until() - time.monotonic(), LAST_CHANCE)) if is_needed else most
 
     def _sign(self, primary: Node, request: signing.Request, body: Body) -> str:
         assert self.signer is not None

@@ -11,19 +11,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from litefs_django.exceptions import HandOver, NotPrimaryError
+from django.db.utils import OperationalError
+
+from litefs_django.exceptions import CommitOutcomeUnknown, HandOver
 
 
 class RequestNote:
     """One request that could still be handed over.
 
-    `refused` is the first write that this node could not do; `written` the aliases of this ENGINE that
-    something was committed to, `has_written` whether anything was committed anywhere, or may have been.
+    `refused` is the first error that this node could not serve it for; `written` the aliases of this ENGINE that
+    something was committed to, `has_written` whether anything was committed anywhere, or may have been; `unknown`
+    the first commit of which that is not known.
     """
 
     def __init__(self) -> None:
         self.is_open = True
-        self.refused: NotPrimaryError | None = None
+        self.refused: OperationalError | None = None
+        self.unknown: CommitOutcomeUnknown | None = None
         self.written: set[str] = set()
         self.has_written = False
         self._hooks: list[Callable[[], None]] = []
@@ -65,7 +69,7 @@ def opened() -> Iterator[RequestNote]:
 
 @contextmanager
 def handling() -> Iterator[None]:
-    """Inside, a refused write is a NotPrimaryError that the project handles itself."""
+    """Inside, what would hand the request over stays an OperationalError, for the project to handle."""
     token = _is_handled.set(True)
     try:
         yield
@@ -73,8 +77,8 @@ def handling() -> Iterator[None]:
         _is_handled.reset(token)
 
 
-def refuse(error: NotPrimaryError) -> BaseException:
-    """What the backend is to raise for a write that this node cannot do."""
+def refuse(error: OperationalError) -> BaseException:
+    """What the backend is to raise where this node cannot do what the request needs, and nothing was committed."""
     note = current()
     if note is None or _is_handled.get():
         return error
@@ -83,10 +87,17 @@ def refuse(error: NotPrimaryError) -> BaseException:
 
 
 def committed(alias: str) -> None:
-    """Something was committed to this database of our ENGINE, or may have been."""
+    """Something was committed to this database of our ENGINE."""
     if note := current():
         note.written.add(alias)
         note.has_written = True
+
+
+def may_have_committed(error: CommitOutcomeUnknown) -> None:
+    """Something may have been committed."""
+    committed(error.alias)
+    if note := current():
+        note.unknown = note.unknown or error
 
 
 def committed_elsewhere() -> None:

@@ -53,6 +53,13 @@ def insert_rows(connection: DatabaseWrapper, rows: Iterable[list[str]]) -> int:
         return int(cursor.rowcount)
 
 
+def selected(connection: DatabaseWrapper) -> Any:
+    """A cursor that gives all authors, none of them fetched yet."""
+    cursor = connection.cursor()
+    cursor.execute("SELECT * FROM cluster_author")
+    return cursor
+
+
 def executed(sql: str) -> Statement:
     """By a cursor of Django's, nothing fetched."""
 

@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,16 @@ from typing import Any
 import pytest
 from django.db import OperationalError, transaction
 
+from litefs_django._litefs import write_turn
+from litefs_django._litefs.node.gates import CommitGates
 from litefs_django._litefs.node_file import HEARTBEAT, NodeFileWriter
 from litefs_django._litefs.write_turn import FileLock, gate_path, turn_path
 from litefs_django.db.backends.litefs.base import DatabaseWrapper
+from litefs_django.db.backends.litefs.place import Gone
 from litefs_django.exceptions import CommitOutcomeUnknown
 from tests.cluster.conftest import StartPython
 from tests.cluster.connections import DjangoConnections, run_python
-from tests.cluster.library import AUTHORS, authors, insert_rows, make_library, raw
+from tests.cluster.library import AUTHORS, authors, insert_rows, make_library, raw, selected
 from tests.cluster.load import Load
 from tests.cluster.nodes import DATABASE, LiteFSNode, StaticCluster
 from tests.cluster.reads import rows_of
@@ -72,9 +76,14 @@ class Supervisor:
         self._file.mount_is_down()
 
     def start(self) -> None:
+        CommitGates(self._node.settings.run, [DATABASE]).renew()
         self._node.start()
         wait_until(self._node.is_primary, "it is primary again")
         self._file.mount_is_up()
+
+    def say_down(self) -> None:
+        """As just before it stops LiteFS, which still serves."""
+        self._file.mount_is_down()
 
     def restart_cleanly(self) -> None:
         """With the commit gate held, as the supervisor does. Connections that are open keep the mount busy."""
@@ -101,6 +110,19 @@ def at_once(limit: float = 3.0) -> Iterator[None]:
     started = time.monotonic()
     yield
     assert time.monotonic() - started < limit
+
+
+def test_a_litefs_that_ends_while_django_looks_at_the_connection_between_requests(
+    connection: DatabaseWrapper, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The moment cannot be met from outside: that the first look finds nothing wrong is faked."""
+    raw(connection)
+    monkeypatch.setattr(raw(connection), "has_lost_its_mount", lambda: False)
+    supervisor.kill()
+    connection.close_if_unusable_or_obsolete()
+    assert connection.connection is None
+    supervisor.start()
+    assert authors(connection).count() == AUTHORS
 
 
 def new_names(connection: DatabaseWrapper) -> set[str]:
@@ -341,6 +363,39 @@ def test_without_a_supervisor_one_read_hangs_and_no_more(node: LiteFSNode, conne
         in_atomic(connection)
 
 
+ITERATIONS: dict[str, Callable[[DatabaseWrapper], Iterator[Any]]] = {
+    "cursor": lambda c: iter(selected(c)),
+    "fetchone": lambda c: iter(selected(c).fetchone, None),
+    "ORM": lambda c: authors(c).iterator(chunk_size=2),
+    "sqlite3's cursor": lambda c: iter(raw(c).execute("SELECT * FROM cluster_author")),
+}
+
+
+@pytest.mark.parametrize("is_up_again", [False, True])
+def test_rows_that_are_fetched_one_by_one_without_a_supervisor(
+    node: LiteFSNode, connection: DatabaseWrapper, django_connection: DjangoConnections, is_up_again: bool
+) -> None:
+    """More of them than are read ahead, and on a new mount, of which the kernel has nothing in memory."""
+    with transaction.atomic(using=connection.alias):
+        insert_rows(connection, ([f"{n} " + "x" * 3000] for n in range(1000)))
+    connection.close()
+    node.stop()
+    node.start()
+    wait_until(node.is_primary, "it is primary again")
+    opened = {kind: django_connection(node, alias=kind) for kind in ITERATIONS}
+    iterations = {kind: iterate(opened[kind]) for kind, iterate in ITERATIONS.items()}
+    for rows in iterations.values():
+        next(rows)
+    node.kill()
+    if is_up_again:
+        node.start()
+    for kind, rows in iterations.items():
+        with at_once(), pytest.raises((OperationalError, Gone), match="LiteFS on node 'node1' has ended"):
+            list(rows)
+        # The connection knows, too.
+        assert opened[kind].connection.is_left_behind()
+
+
 def test_kill_9_without_a_supervisor_loses_nothing_acknowledged(
     node: LiteFSNode, connection: DatabaseWrapper, start_python: StartPython, tmp_path: Path
 ) -> None:
@@ -355,6 +410,35 @@ def test_kill_9_without_a_supervisor_loses_nothing_acknowledged(
     load.stop()
     connection.close()
     load.check(connection)
+
+
+@pytest.mark.parametrize("path_of", [turn_path, gate_path])
+@pytest.mark.parametrize("write", [create, lambda c: in_atomic(c)])
+def test_who_waits_for_a_writer_that_litefs_has_left_behind(
+    node: LiteFSNode,
+    supervisor: Supervisor,
+    connection: DatabaseWrapper,
+    path_of: Callable[[Path, str], Path],
+    write: Callable[[DatabaseWrapper], object],
+) -> None:
+    """The test plays that writer: its statement hangs for ten seconds, with the turn, and with the gate in a COMMIT."""
+    path = path_of(node.settings.run, DATABASE)
+
+    def kill() -> None:
+        wait_until(lambda: write_turn._queue(path.stat())._waiters, "it waits")
+        supervisor.kill()
+
+    with closing(FileLock(path)) as hanging, ThreadPoolExecutor(1) as pool:
+        assert hanging.acquire(10)
+        killed = pool.submit(kill)
+        with at_once(), pytest.raises(OperationalError, match=r"LiteFS is down|ended during this transaction"):
+            write(connection)
+        killed.result()
+        supervisor.start()
+        with at_once():
+            write(connection)
+        assert hanging.is_held
+    assert new_names(connection) == {"new"}
 
 
 # The mount vanishes.

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.cluster.handover.site import SERVERS, Site
-from tests.cluster.nodes import ConsulCluster, StaticCluster
+from tests.cluster.nodes import StaticCluster
 
 StartSite = Callable[..., Site]
 
@@ -28,7 +28,10 @@ def site(
 ) -> Iterator[Site]:
     """Three nodes whose primary never changes, for all tests of a module: each writes names of its own."""
     directory = tmp_path_factory.mktemp(request.param)
-    with StaticCluster(3, directory, litefs_binary) as cluster, Site(cluster, request.param, directory) as site:
+    with (
+        StaticCluster(3, directory, litefs_binary) as cluster,
+        Site(cluster, request.param, directory, WRITES=["/told/", "/told/a*", "/answer/"]) as site,
+    ):
         failed = request.session.testsfailed
         yield site
         # pytest shows it with the failure.
@@ -46,10 +49,3 @@ def start_site(tmp_path: Path, static_cluster: StaticCluster) -> Iterator[StartS
             return stack.enter_context(site)
 
         yield start
-
-
-@pytest.fixture(params=SERVERS)
-def consul_site(request: pytest.FixtureRequest, tmp_path: Path, consul_cluster: ConsulCluster) -> Iterator[Site]:
-    """Three nodes whose primary can be changed, under each server in turn."""
-    with Site(consul_cluster, request.param, tmp_path, HANDOVER_TIMEOUT=25) as site:
-        yield site

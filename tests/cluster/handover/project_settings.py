@@ -19,12 +19,14 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "litefs_django.middleware.LiteFSMiddleware",
+    "tests.cluster.handover.views.answers_at_once",
     "django.middleware.security.SecurityMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
+    "tests.cluster.handover.views.WritesBefore",
 ]
 TEMPLATES: list[dict[str, Any]] = [
     {
@@ -61,8 +63,11 @@ LOGGING = {
 # What one test changes.
 _changes = json.loads(os.environ.get("LITEFS_TEST_SETTINGS", "{}"))
 DATABASES["default"]["ATOMIC_REQUESTS"] = _changes.pop("ATOMIC_REQUESTS", False)
+DATABASES["default"]["CONN_MAX_AGE"] = _changes.pop("CONN_MAX_AGE", 0)
 if _changes.pop("OTHER_DATABASE", False):
     DATABASES["other"] = {"ENGINE": "django.db.backends.sqlite3", "NAME": f"other-{LITEFS['NODE']}.sqlite3"}
+if _changes.pop("SECOND_DATABASE", False):
+    DATABASES["second"] = {"ENGINE": "litefs_django.db.backends.litefs", "NAME": "second.sqlite3"}
 TEMPLATES[0]["DIRS"] = _changes.pop("TEMPLATE_DIRS", [])
 globals().update(_changes)
 

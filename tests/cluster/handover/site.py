@@ -6,19 +6,22 @@ import http.client
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import cache
 from http.cookies import SimpleCookie
 from pathlib import Path
-from typing import Any, Self
+from tempfile import TemporaryDirectory
+from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from tests.cluster.nodes import Cluster, LiteFSNode
-from tests.machine import free_ports, wait_until
+from tests.cluster.nodes import DATABASE, Cluster, LiteFSNode
+from tests.machine import CleanedUp, free_ports, wait_until
 
 ROOT = Path(__file__).parents[3]
 SECRET = "the secret of a cluster that only tests know"
@@ -50,6 +53,20 @@ class Reply:
         return json.loads(self.body)
 
 
+def environment(litefs: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
+    """That of a process of the project with this LITEFS and these changes to its settings."""
+    return {
+        **os.environ,
+        "DJANGO_SETTINGS_MODULE": "tests.cluster.handover.project_settings",
+        "LITEFS_TEST_LITEFS": json.dumps(litefs),
+        "LITEFS_TEST_DATABASE": DATABASE,
+        "LITEFS_TEST_SETTINGS": json.dumps(settings),
+        "PYTHONPATH": str(ROOT),
+        "PYTHONFAULTHANDLER": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
 class SiteNode:
     """The application server of one node."""
 
@@ -66,20 +83,14 @@ class SiteNode:
         self.process: subprocess.Popen[bytes] | None = None
 
     def environment(self) -> dict[str, str]:
-        return {
-            **os.environ,
-            "DJANGO_SETTINGS_MODULE": "tests.cluster.handover.project_settings",
-            "LITEFS_TEST_LITEFS": json.dumps(self.litefs),
-            "LITEFS_TEST_DATABASE": "db.sqlite3",
-            "LITEFS_TEST_SETTINGS": json.dumps(self.settings),
-            "PYTHONPATH": str(ROOT),
-            "PYTHONUNBUFFERED": "1",
-        }
+        return environment(self.litefs, self.settings)
 
     def command(self) -> list[str]:
         if self.server == "gunicorn":
             options = [f"--bind=127.0.0.1:{self.port}", "--workers=2", "--threads=8", "--no-control-socket"]
             return [sys.executable, "-m", "gunicorn", "django.core.wsgi:get_wsgi_application()", *options]
+        if self.server == "runserver":
+            return [sys.executable, "-m", "django", "runserver", "--noreload", f"127.0.0.1:{self.port}"]
         options = ["--port", str(self.port), "--workers", "1", "--lifespan", "off", "--no-access-log"]
         return [sys.executable, "-m", "uvicorn", "--factory", "django.core.asgi:get_asgi_application", *options]
 
@@ -195,12 +206,26 @@ class Browser:
         return self.get(node, location.path + (f"?{location.query}" if location.query else ""))
 
 
-class Site:
-    """As a context manager it migrates, starts the servers, and leaves nothing behind."""
+@cache
+def prepared_database() -> bytes:
+    """A SQLite file with the project's tables and its superuser."""
+    with TemporaryDirectory() as directory:
+        subprocess.run(
+            [sys.executable, "-m", "tests.cluster.handover.prepare"],
+            cwd=directory,
+            env=environment({"ENABLED": False}, {}),
+            check=True,
+            timeout=120,
+        )
+        return (Path(directory) / DATABASE).read_bytes()
+
+
+class Site(CleanedUp):
+    """As a context manager it prepares the database, starts the servers, and leaves nothing behind."""
 
     def __init__(self, cluster: Cluster, server: str, directory: Path, **litefs: Any) -> None:
         self.cluster = cluster
-        self._migrated = False
+        self._prepared = False
         ports = free_ports(len(cluster.nodes))
         self.nodes = [SiteNode(node, port, server, directory) for node, port in zip(cluster.nodes, ports, strict=True)]
         self.configure(**litefs)
@@ -214,33 +239,25 @@ class Site:
             node.litefs = {"SECRET": SECRET, "HANDOVER_TIMEOUT": 10, **base, "NODES": members, **litefs}
             node.settings = dict(settings or {})
 
-    def __enter__(self) -> Self:
-        with ExitStack() as failure:
-            failure.callback(self.stop)
-            self.start()
-            failure.pop_all()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.stop()
-
     def start(self) -> None:
-        if not self._migrated:
-            self._migrated = True
-            subprocess.run(
-                [sys.executable, "-m", "tests.cluster.handover.prepare"],
-                env=self.primary.environment(),
-                check=True,
-                timeout=120,
-            )
-            self.cluster.wait_equal()
+        if not self._prepared:
+            self._prepared = True
+            names = [DATABASE, *(["second.sqlite3"] if self.primary.settings.get("SECOND_DATABASE") else [])]
+            for name in names:
+                database = self.primary.litefs_node.mount / name
+                with closing(sqlite3.connect(":memory:")) as content, closing(sqlite3.connect(database)) as target:
+                    content.deserialize(prepared_database())
+                    # It stays one of WAL, as the ENGINE makes them.
+                    target.execute("PRAGMA journal_mode = WAL")
+                    content.backup(target)
+            self.cluster.wait_equal(*names)
         for node in self.nodes:
             if node.process is None or node.process.poll() is not None:
                 node.start()
         for node in self.nodes:
             node.wait_until_it_answers()
 
-    def stop(self) -> None:
+    def clean_up(self) -> None:
         threads = [threading.Thread(target=node.stop) for node in self.nodes]
         for thread in threads:
             thread.start()

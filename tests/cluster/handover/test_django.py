@@ -66,7 +66,16 @@ def test_a_token_in_the_form_and_the_origin(site: Site) -> None:
     assert browser.post(site.replica, "/admin/login/", form, headers=[("Origin", site.replica.url)]).status == 302
 
 
-@pytest.mark.parametrize("engine", ["cached_db", "file", "signed_cookies", "cache"])
+@pytest.mark.parametrize(
+    ("server", "engine"),
+    [
+        ("gunicorn", "cached_db"),
+        ("uvicorn", "cached_db"),
+        ("gunicorn", "file"),
+        ("uvicorn", "signed_cookies"),
+        ("gunicorn", "cache"),
+    ],
+)
 def test_other_sessions(start_site: StartSite, server: str, engine: str, tmp_path: object) -> None:
     """Those outside of the database hand nothing over; on one machine the files are the same for all nodes."""
     path = f"{tmp_path}/sessions"

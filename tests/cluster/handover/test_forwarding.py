@@ -31,11 +31,12 @@ def test_the_request_is_what_it_was(site: Site, method: str) -> None:
         ("X-One", "1"),
         ("Accept-Encoding", "br"),
         ("User-Agent", "test"),
-        ("Cookie", "a=b; c=d"),
+        ("Cookie", "a=b; c=d\xe4"),
         ("Content-Type", "application/x-odd"),
         ("X-Forwarded-For", "203.0.113.9"),
         ("If-None-Match", '"x"'),
         ("X-Latin", "\xc3\xa4"),
+        ("X-Octets", "\xe4 \xff &+%=\xc3"),
     ]
     path = "/who/a%2Fb/%e4/100%?q=%7e&e=&%41=%zz"
     here, there = (node.fetch(method, path, b"the body", headers).json for node in (site.primary, site.replica))
@@ -64,6 +65,14 @@ def test_the_response_comes_back_untouched(site: Site, method: str, status: int)
     assert there.get("X-Node") == site.primary.name
     assert there.all("Set-Cookie") == here.all("Set-Cookie")
     assert len(there.all("Set-Cookie")) == 2
+
+
+def test_any_number_of_headers_comes_back(site: Site) -> None:
+    """More than Python's own client reads."""
+    answer = site.replica.raw(b"POST /answer/?more=900 HTTP/1.0\r\nContent-Length: 1\r\n\r\nx")
+    assert b" 200 OK\r\n" in answer
+    assert answer.lower().count(b"\r\nx-more-") == 900
+    assert answer.endswith(b"the body")
 
 
 @pytest.mark.parametrize("length", [0, 1, 2621440, 2621441, 20_000_000])
@@ -100,3 +109,14 @@ def test_a_form_with_a_file(site: Site) -> None:
     reply = site.replica.fetch("POST", "/upload/", b"".join(parts), headers)
     assert reply.status == 200, reply
     assert reply.json["digest"] == hashlib.sha256(content).hexdigest()
+
+
+def test_an_error_of_the_primary_is_its_own(site: Site) -> None:
+    """It has written, and then failed: the response comes back as it is, and nobody tries again."""
+    before = site.replica.logged()
+    reply = site.replica.fetch("POST", "/failing/", {"name": "failing"})
+    assert (reply.status, reply.get("Retry-After")) == (500, None)
+    assert "Server Error" in reply.text
+    assert site.primary.output().count("RuntimeError: ") == 1
+    assert site.replica.logged() == before
+    assert site.primary.fetch("GET", "/authors/").json["names"].count("failing") == 1

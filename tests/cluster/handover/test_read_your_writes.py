@@ -5,13 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from functools import partial
 from http.cookies import SimpleCookie
+from pathlib import Path
 
 import pytest
 from django.core import signing
 
 from tests.cluster.handover.conftest import StartSite
 from tests.cluster.handover.site import Browser, Reply, Site, SiteNode
+from tests.cluster.handover.test_errors import Meanwhile
+from tests.machine import wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -67,6 +71,18 @@ def test_200_times_without_a_miss(site: Site) -> None:
         node = site.nodes[(number + 1) % 3]
         reply = browser.get(node, f"/has/?name={name}")
         assert reply.json == {"node": node.name, "has": True}, number
+
+
+def test_in_two_databases(start_site: StartSite, server: str) -> None:
+    site = start_site(server, {"SECOND_DATABASE": True})
+    browser = Browser()
+    for number in range(20):
+        for alias in ("default", "second"):
+            assert browser.post(site.nodes[number % 3], f"/post/?using={alias}", {"name": f"{number}"}).status == 200
+        node = site.nodes[(number + 1) % 3]
+        for alias in ("default", "second"):
+            reply = browser.get(node, f"/has/?using={alias}&name={number}")
+            assert reply.json == {"node": node.name, "has": True}
 
 
 def test_after_a_write_in_a_safe_request(site: Site) -> None:
@@ -134,6 +150,23 @@ def test_a_position_that_never_comes(site: Site) -> None:
     (line,) = reply.all("Set-Cookie")
     reply, took = timed(site.replica, "/authors/", ("Cookie", line.partition(";")[0]))
     assert (reply.json["node"], took < 0.9) == (site.replica.name, True)
+
+
+def test_what_the_primary_was_sent_for_reading_is_not_sent_again(
+    start_site: StartSite, server: str, tmp_path: Path
+) -> None:
+    """It has not answered in time, and goes on; on the replica, which then answers, the view turns out to write."""
+    site = start_site(server, READ_YOUR_WRITES_TIMEOUT=0.1, HANDOVER_TIMEOUT=1)
+    primary, replica, go_on = site.primary, site.replica, tmp_path / "go_on"
+    waiting = Meanwhile(
+        partial(replica.fetch, "GET", f"/begun/plain/?name=once&until={go_on}", None, [cookie_for(10**9)])
+    )
+    wait_until(lambda: "ran once" in replica.output(), "the replica has it", context=site.logs)
+    go_on.touch()
+    reply = waiting.result()
+    assert (reply.status, reply.get("Retry-After")) == (504, None)
+    assert primary.output().count("ran once\n") == 1
+    wait_until(lambda: primary.fetch("GET", "/authors/").json["names"] == ["once"], "the primary has written")
 
 
 def test_an_unknown_database_is_nothing_to_wait_for(site: Site) -> None:

@@ -66,7 +66,10 @@ def test_an_upload_that_the_client_gives_up(site: Site) -> None:
         connection.sendall(b"POST /swallow/ HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9000000\r\n\r\n")
         connection.sendall(b"x" * 4_000_000)
     with socket.create_connection(("127.0.0.1", site.replica.port)) as connection:
-        connection.sendall(b"POST /post/ HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\nname=half")
+        head = b"POST /post/ HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+        connection.sendall(head + b"Content-Length: 100\r\n\r\nname=half")
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(100)[:12] in (b"", b"HTTP/1.1 400")
     assert site.replica.fetch("POST", "/post/", {"name": f"whole {site.replica.server}"}).status == 200
     after = site.primary.fetch("GET", "/authors/").json["names"]
     assert set(after) - set(before) == {f"whole {site.replica.server}"}
@@ -108,8 +111,7 @@ def test_expect(site: Site) -> None:
     assert b'"Expect"' not in received
 
 
-def test_head(start_site: StartSite, server: str) -> None:
-    site = start_site(server, WRITES=["/answer/"])
+def test_head(site: Site) -> None:
     here, there = (node.fetch("HEAD", "/answer/?status=200") for node in (site.primary, site.replica))
     assert there.get("X-Node") == site.primary.name
     assert (there.status, there.body, there.get("Content-Length")) == (200, b"", here.get("Content-Length"))
@@ -123,6 +125,17 @@ def test_a_chunked_body(site: Site) -> None:
     length = b'"length": 0' if site.replica.server == "gunicorn" else b'"length": 8'
     assert length in here
     assert length in there
+
+
+def test_a_chunked_body_whose_end_is_not_shown(start_site: StartSite) -> None:
+    """Django's development server gives its bytes as they are, without wsgi.input_terminated."""
+    site = start_site("runserver")
+    headers = [("Transfer-Encoding", "chunked"), ("Accept", "application/json")]
+    reply = site.replica.fetch("POST", "/who/", iter([b"abc"]), headers, encode_chunked=True)
+    assert (reply.status, reply.json["title"]) == (411, "Length required")
+    # Others it serves like any server.
+    reply = site.replica.fetch("POST", "/who/", b"abc")
+    assert (reply.status, reply.json["node"], reply.json["length"]) == (200, site.primary.name, 3)
 
 
 def test_memory_stays_as_it_is(site: Site) -> None:

@@ -27,6 +27,7 @@ urlpatterns = [
     path("awrite/<str:how>/", views.awrite),
     path("template/", views.template_response),
     path("session/", views.session),
+    path("begun/<str:how>/", views.begun),
     path("message/", views.message),
     path("thread/", views.bare_thread),
     path("handled/", views.handled),

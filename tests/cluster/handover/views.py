@@ -11,9 +11,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from asgiref.sync import sync_to_async
+from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.contrib import messages
 from django.core.cache import caches
 from django.core.signals import got_request_exception
@@ -23,7 +24,8 @@ from django.http import FileResponse, HttpRequest, HttpResponse, JsonResponse, S
 from django.http.response import HttpResponseBase
 from django.template import engines
 from django.template.response import TemplateResponse
-from django.utils.decorators import method_decorator
+from django.utils.decorators import method_decorator, sync_and_async_middleware
+from django.utils.deprecation import MiddlewareMixin
 from django.utils.functional import SimpleLazyObject
 from django.views import View
 from django.views.decorators.csrf import csrf_exempt
@@ -56,6 +58,26 @@ def add(name: str) -> None:
     Author.objects.create(name=name)
 
 
+class WritesBefore(MiddlewareMixin):
+    """Writes before the view does."""
+
+    def process_request(self, request: HttpRequest) -> None:
+        if "before" in request.GET:
+            add(request.GET["before"])
+
+
+@sync_and_async_middleware
+def answers_at_once(get_response: Any) -> Callable[[HttpRequest], Any]:
+    """As a second middleware: what a request costs that only the first one sees."""
+    if not iscoroutinefunction(get_response):
+        return lambda request: HttpResponse() if request.path == "/at-once/" else get_response(request)
+
+    async def middleware(request: HttpRequest) -> HttpResponseBase:
+        return HttpResponse() if request.path == "/at-once/" else await get_response(request)
+
+    return middleware
+
+
 def ping(request: HttpRequest) -> HttpResponse:
     return HttpResponse("pong")
 
@@ -65,7 +87,8 @@ def authors(request: HttpRequest) -> JsonResponse:
 
 
 def has(request: HttpRequest) -> JsonResponse:
-    return say(has=Author.objects.filter(name=request.GET["name"]).exists())
+    authors = Author.objects.using(request.GET.get("using", "default"))
+    return say(has=authors.filter(name=request.GET["name"]).exists())
 
 
 @csrf_exempt
@@ -88,7 +111,7 @@ def who(request: HttpRequest, rest: str = "") -> JsonResponse:
 @csrf_exempt
 def post(request: HttpRequest) -> JsonResponse:
     """A form that makes an author."""
-    add(request.POST["name"])
+    Author.objects.using(request.GET.get("using", "default")).create(name=request.POST["name"])
     return say(name=request.POST["name"])
 
 
@@ -130,6 +153,8 @@ def answer(request: HttpRequest) -> HttpResponse:
     )
     response["X-Node"] = node()
     response["Content-Encoding"] = "x-odd"
+    for number in range(int(request.GET.get("more", 0))):
+        response[f"X-More-{number}"] = str(number)
     for name in ("one", "two"):
         response.set_cookie(name, name, httponly=True, samesite="Lax")
     return response
@@ -286,6 +311,20 @@ def on_commit(name: str) -> None:
     add(name)
 
 
+def hook_first(name: str) -> None:
+    """A hook before there is a connection."""
+    connection.close()
+    transaction.on_commit(lambda: print(f"hook {name}", flush=True))
+    add(name)
+
+
+def by_hook(name: str) -> None:
+    """What a hook writes when the transaction, which only reads, has ended."""
+    with transaction.atomic():
+        transaction.on_commit(partial(add, name))
+        list(Author.objects.all()[:1])
+
+
 def by_lazy_object(name: str) -> None:
     str(SimpleLazyObject(lambda: Author.objects.create(name=name)))
 
@@ -311,6 +350,8 @@ HOW: dict[str, Callable[[str], None]] = {
         by_raw_connection,
         by_robust_signal,
         on_commit,
+        hook_first,
+        by_hook,
         by_lazy_object,
         by_template,
     )
@@ -380,6 +421,49 @@ def template_response(request: HttpRequest) -> TemplateResponse:
 def session(request: HttpRequest) -> JsonResponse:
     request.session["count"] = request.session.get("count", 0) + 1
     return say(count=request.session["count"])
+
+
+def begun(request: HttpRequest, how: str) -> JsonResponse:
+    """Reads, waits for a file, and then writes."""
+    name = request.GET["name"]
+
+    def wait() -> None:
+        print(f"ran {name}", flush=True)
+        while not Path(request.GET["until"]).exists():
+            time.sleep(0.01)
+
+    def read() -> None:
+        list(Author.objects.all()[:1])
+        wait()
+
+    if how == "hook":
+        with transaction.atomic():
+            transaction.on_commit(partial(add, name))
+            read()
+    elif how == "atomic":
+        with transaction.atomic():
+            read()
+            add(name)
+    elif how == "unknown":
+        request.session["count"] = 1
+        confirm = connection.connection._confirm
+
+        def wait_first() -> None:
+            wait()
+            confirm()
+
+        # The connection is closed with the request.
+        connection.connection._confirm = wait_first
+        request.session.save()
+    elif how == "session":
+        request.session["count"] = 1
+        read()
+        request.session.save()
+        add(name)
+    else:
+        read()
+        add(name)
+    return say()
 
 
 def message(request: HttpRequest) -> JsonResponse:

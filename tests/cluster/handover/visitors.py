@@ -17,7 +17,7 @@ class Seen:
 
     acknowledged: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
-    missed: list[str] = field(default_factory=list)
+    missed: list[tuple[str, str]] = field(default_factory=list)
     statuses: dict[int, int] = field(default_factory=dict)
     requests: int = 0
     slowest: float = 0.0
@@ -97,7 +97,7 @@ class Visitors:
         with self._lock:
             self._count(reply.status, began)
             if reply.status == 200 and not reply.json["has"]:
-                self.seen.missed.append(f"{name} on {reply.json['node']}")
+                self.seen.missed.append((name, reply.json["node"]))
 
     def _count(self, status: int, began: float) -> None:
         self.seen.requests += 1

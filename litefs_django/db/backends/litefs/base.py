@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from django.core.exceptions import ImproperlyConfigured
 from django.db.backends import utils
 from django.db.backends.sqlite3 import base
-from django.db.utils import OperationalError
+from django.db.utils import DatabaseErrorWrapper, OperationalError
+from django.utils.functional import cached_property
 
 from litefs_django import conf
 from litefs_django._litefs.settings import LiteFSSettings
@@ -22,7 +23,7 @@ from litefs_django.db.backends.litefs.client import DatabaseClient
 from litefs_django.db.backends.litefs.creation import DatabaseCreation
 from litefs_django.db.backends.litefs.features import DatabaseFeatures
 from litefs_django.db.backends.litefs.operations import DatabaseOperations
-from litefs_django.exceptions import NotPrimaryError
+from litefs_django.exceptions import HandOver, NotPrimaryError
 from litefs_django.handover import cache_table, note
 
 if TYPE_CHECKING:
@@ -54,6 +55,14 @@ class DatabaseWrapper(base.DatabaseWrapper):
         from litefs_django.db.backends.litefs.opening import place_of
 
         return place_of(self.alias, self.settings_dict["NAME"], self.get_litefs_settings())
+
+    @cached_property
+    def wrap_database_errors(self) -> DatabaseErrorWrapper:
+        if not self.is_guarded:
+            return DatabaseErrorWrapper(self)
+        from litefs_django.db.backends.litefs.wrapping import GuardedErrorWrapper
+
+        return GuardedErrorWrapper(self)
 
     def get_connection_params(self) -> dict[str, Any]:
         params: dict[str, Any] = super().get_connection_params()
@@ -89,7 +98,11 @@ class DatabaseWrapper(base.DatabaseWrapper):
         connection = self.connection
         if connection is not None and self.is_guarded and not self.in_atomic_block and connection.has_lost_its_mount():
             self.close()
-        super().close_if_unusable_or_obsolete()
+        try:
+            super().close_if_unusable_or_obsolete()
+        except OperationalError:
+            # It asks for the autocommit mode, and LiteFS has ended since.
+            self.close()
 
     def reopen(self) -> None:
         """Opens a new connection in place of one that LiteFS or the node's role has left behind.
@@ -114,10 +127,14 @@ class DatabaseWrapper(base.DatabaseWrapper):
             super()._commit()  # type: ignore[misc]
         except NotPrimaryError as error:
             raise note.refuse(error) from error.__cause__
+        except HandOver:
+            # Of Django's own errors Atomic would roll back here.
+            self._rollback()
+            raise
 
     def on_commit(self, func: Callable[[], object], robust: bool = False) -> None:
         request = note.current()
-        if request is None or self.in_atomic_block or not self._is_on_replica() or not self.get_autocommit():
+        if request is None or self.in_atomic_block or not self.get_autocommit() or not self._is_on_replica():
             super().on_commit(func, robust)
         else:
             request.defer(lambda: super(DatabaseWrapper, self).on_commit(func, robust))
@@ -174,7 +191,9 @@ class DatabaseWrapper(base.DatabaseWrapper):
     def _rollback(self) -> None:
         connection = self.connection
         if not self.is_guarded or connection is None or not connection.is_left_behind():
-            super()._rollback()  # type: ignore[misc]
+            # Atomic knows what to do with a rollback that fails.
+            with note.handling():
+                super()._rollback()  # type: ignore[misc]
             return
         # ROLLBACK on the connection of a LiteFS that has ended hangs for ten seconds.
         connection.end_turn()
@@ -218,6 +237,8 @@ class _Reopening:
 
     def _refused(self, error: OperationalError, sql: str) -> None:
         """Raises what the statement ends in; returns for one that may be left undone."""
+        if self.db.is_left_behind_by(error):
+            raise note.refuse(error) from error.__cause__
         if not isinstance(error, NotPrimaryError):
             raise error
         if not cache_table.is_written_by(sql):

@@ -34,17 +34,15 @@ class Cursor(sqlite3.Cursor):
             connection.check_alive()
         if self._rows is not None or self._changed is not None:
             self.__dict__.clear()
-        if sql.startswith("SELECT "):
-            try:
-                return super().execute(sql, parameters)
-            except sqlite3.OperationalError:
-                # Where no supervisor says that LiteFS has ended, this one hung; the next one will not.
-                connection.role()
-                raise
-        kind = kind_of(connection, sql, parameters)
+        kind = Kind.READ if sql.startswith("SELECT ") else kind_of(connection, sql, parameters)
         execute = super().execute
         if kind is Kind.READ:
-            return execute(sql, parameters)
+            try:
+                return execute(sql, parameters)
+            except sqlite3.OperationalError as error:
+                # Where no supervisor says that LiteFS has ended, this one hung; the next one will not.
+                connection.check_gone(error)
+                raise
 
         def statement() -> None:
             execute(sql, parameters)
@@ -110,7 +108,13 @@ class Cursor(sqlite3.Cursor):
         return self
 
     def __next__(self) -> Any:
-        return super().__next__() if self._rows is None else next(self._rows)
+        if self._rows is not None:
+            return next(self._rows)
+        try:
+            return super().__next__()
+        except sqlite3.OperationalError as error:
+            self.connection.check_gone(error)
+            raise
 
     def _serve(self, fetched: list[Any]) -> None:
         """Lets the rows that have been fetched already be fetched once more."""

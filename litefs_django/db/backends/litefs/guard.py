@@ -19,14 +19,14 @@ from litefs_django._litefs.judge import Kind
 from litefs_django.db.backends.litefs.cursor import Cursor
 from litefs_django.db.backends.litefs.locks import Locks, end_with_thread, run_after
 from litefs_django.db.backends.litefs.mounted import MountedConnection
-from litefs_django.db.backends.litefs.place import Place, Reopen, Role
+from litefs_django.db.backends.litefs.place import Gone, Place, Reopen, Role
 from litefs_django.exceptions import CommitOutcomeUnknown, NotPrimaryError
 from litefs_django.handover import note
 
 T = TypeVar("T")
 
-# What SQLite says when LiteFS refuses it, fails or has gone: READONLY, IOERR, CANTOPEN, PROTOCOL, FULL.
-_FROM_LITEFS = {8, 10, 13, 14, 15}
+# What SQLite says when LiteFS refuses it, fails or has gone: BUSY, READONLY, IOERR, CANTOPEN, PROTOCOL, FULL.
+_FROM_LITEFS = {5, 8, 10, 13, 14, 15}
 
 _ISOLATION_LEVEL: Any = sqlite3.Connection.isolation_level
 
@@ -178,9 +178,11 @@ class Connection(MountedConnection):
         if role is Role.REPLICA:
             self.is_obsolete = True
             return self.place.not_primary("It has lost the primary's role meanwhile. ")
-        if role is Role.GONE and at_commit:
+        if role is Role.GONE:
+            if not at_commit:
+                return self.gone(error)
             return self._unknown(f"SQLite said {str(error)!r}, and LiteFS has ended")
-        if role is Role.PRIMARY and self.place.is_disk_full():
+        if self.place.is_disk_full():
             return sqlite3.OperationalError(
                 f"The disk is full: LiteFS cannot write to {self.place.settings.data_path} (SQLite: {error})."
             )
@@ -192,6 +194,7 @@ class Connection(MountedConnection):
             return statement()
         except sqlite3.OperationalError as error:
             if getattr(error, "sqlite_errorcode", 0) != sqlite3.SQLITE_READONLY:
+                self.check_gone(error)
                 raise
             if not was_in_transaction:
                 # sqlite3 has begun one for this statement, under AUTOCOMMIT=False.
@@ -221,6 +224,10 @@ class Connection(MountedConnection):
                 # It may only want to read, and reads are never refused.
                 raise Reopen("This node is not the primary any more.") from None
             raise
+        except Gone as error:
+            if self.in_transaction:
+                raise
+            raise Reopen("LiteFS has ended meanwhile.") from error
         finally:
             if not self.in_transaction:
                 self.end_turn()
@@ -279,13 +286,13 @@ class Connection(MountedConnection):
             raise self._unknown(f"SQLite acknowledged it, but {what} at that moment")
 
     def _unknown(self, why: str) -> CommitOutcomeUnknown:
-        # A request that goes on after this is not to be run again.
-        note.committed(self.place.alias)
-        return CommitOutcomeUnknown(
+        error = CommitOutcomeUnknown(
             f"It is not known whether the commit to database {self.place.alias!r} happened: {why}. "
             "Look before you write it again.",
             self.place.alias,
         )
+        note.may_have_committed(error)
+        return error
 
     def _refusal(self) -> Exception:
         if self.role() is not Role.PRIMARY:
@@ -328,7 +335,7 @@ class Connection(MountedConnection):
             self.is_obsolete = True
             raise self.place.not_primary()
         if self.in_transaction:
-            raise sqlite3.OperationalError("LiteFS ended during this transaction: nothing of it was written.")
+            raise Gone("LiteFS ended during this transaction: nothing of it was written.")
         raise Reopen("LiteFS has ended meanwhile.")
 
     def end_turn(self) -> None:

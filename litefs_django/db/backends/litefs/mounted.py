@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from typing import Any
 
-from litefs_django._litefs.mount import WRITABLE
-from litefs_django.db.backends.litefs.place import Place, Reopen, Role
+from litefs_django.db.backends.litefs.place import Gone, Place, Reopen, Role
 
 # A generation that no supervisor ever gives.
 _ENDED = -1
@@ -32,15 +30,11 @@ class MountedConnection(sqlite3.Connection):
         super().__init__(*args, **kwargs)
 
     def role(self) -> Role:
-        """This node's role now, by one stat of the database (LiteFS, fuse/database_node.go: its mode bits)."""
-        try:
-            status = os.stat(self.place.path)
-        except OSError:
-            status = None
-        if status is None or status.st_dev != self.device:
+        """This node's role now."""
+        role = self.place.role(self.device)
+        if role is Role.GONE:
             self.generation = _ENDED
-            return Role.GONE
-        return Role.PRIMARY if status.st_mode & WRITABLE else Role.REPLICA
+        return role
 
     def is_left_behind(self) -> bool:
         """Whether the LiteFS that this connection was opened on has ended, as far as is known."""
@@ -59,11 +53,20 @@ class MountedConnection(sqlite3.Connection):
         """As `is_left_behind`, but looks for the mount itself where no supervisor says."""
         return self.is_left_behind() or (self.node_file.generation() is None and self.role() is Role.GONE)
 
+    def check_gone(self, error: sqlite3.Error) -> None:
+        """Raises Gone in place of an error of SQLite's, if LiteFS has ended; not for one that a commit has met."""
+        if self.role() is Role.GONE:
+            raise self.gone(error) from error
+
+    def gone(self, error: sqlite3.Error) -> Gone:
+        node = self.place.settings.cluster.node
+        return Gone(f"LiteFS on node {node!r} has ended (SQLite: {error}): nothing was written.")
+
     def check_alive(self) -> None:
-        """Raises Reopen, or OperationalError inside a transaction, when LiteFS is not the one of before."""
+        """Raises Reopen, or Gone inside a transaction, when LiteFS is not the one of before."""
         if self.is_left_behind():
             if self.in_transaction:
-                raise sqlite3.OperationalError(
+                raise Gone(
                     f"LiteFS on node {self.place.settings.cluster.node!r} ended during this transaction: "
                     "nothing of it was written."
                 )

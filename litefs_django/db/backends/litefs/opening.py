@@ -17,7 +17,7 @@ from litefs_django._litefs.mount import WRITABLE, PrimaryDetector
 from litefs_django._litefs.node_file import NodeFile
 from litefs_django._litefs.settings import LiteFSSettings, database_name_problem
 from litefs_django.db.backends.litefs.guard import Connection
-from litefs_django.db.backends.litefs.place import Place, Role
+from litefs_django.db.backends.litefs.place import Gone, Place, Role
 
 # Bytes of the first block of SQLite's WAL index, which is all that opening maps (sqlite.org/walformat.html).
 _SHM_SIZE = 32768
@@ -44,14 +44,14 @@ def place_of(alias: str, name: str | Path, settings: LiteFSSettings) -> Place:
 def opening_parameters(place: Place) -> dict[str, Any]:
     """What sqlite3.connect() needs for a guarded connection in this node's role; makes a new database first.
 
-    Raises OperationalError when LiteFS does not serve here, or the database has not arrived. A database
-    is only ever made by name on a directory that the kernel lists as LiteFS's mount, and opened without
-    leave to make it: SQLite would make a plain file in a directory that is not mounted.
+    Raises Gone when LiteFS does not serve here, or the database has not arrived; OperationalError when this user
+    may not enter the mount. A database is only ever made by name on a directory that the kernel lists as LiteFS's
+    mount, and opened without leave to make it: SQLite would make a plain file in a directory that is not mounted.
     """
     generation = place.node_file.generation()
     node = place.settings.cluster.node
     if generation is not None and generation & 1:
-        raise sqlite3.OperationalError(f"LiteFS is down on node {node!r}; litefs_run is about to start it again.")
+        raise Gone(f"LiteFS is down on node {node!r}; litefs_run is about to start it again.")
     device = _mounted_device(place)
     try:
         status = os.stat(place.path)
@@ -73,7 +73,16 @@ def opening_parameters(place: Place) -> dict[str, Any]:
     }
 
 
-def _connect(*args: Any, place: Place, is_empty: bool, **kwargs: Any) -> Connection:
+def _connect(*args: Any, place: Place, device: int, **kwargs: Any) -> Connection:
+    try:
+        return _open(*args, place=place, device=device, **kwargs)
+    except (sqlite3.OperationalError, OSError) as error:
+        if place.role(device) is not Role.GONE:
+            raise
+        raise Gone(f"LiteFS ended while {place.path} was being opened.") from error
+
+
+def _open(*args: Any, place: Place, is_empty: bool, **kwargs: Any) -> Connection:
     connection = Connection(*args, place=place, **kwargs)
     try:
         # SQLite opens the -shm file at the first read, by its path.
@@ -81,7 +90,7 @@ def _connect(*args: Any, place: Place, is_empty: bool, **kwargs: Any) -> Connect
         if connection.role() is Role.GONE:
             if place.detector.device() is None:
                 place.path.with_name(f"{place.path.name}-shm").unlink(missing_ok=True)
-            raise sqlite3.OperationalError(f"LiteFS ended while {place.path} was being opened.")
+            raise Gone(f"LiteFS ended while {place.path} was being opened.")
         if is_empty:
             connection.make_wal()
         _complete_shm(place.path.with_name(f"{place.path.name}-shm"))
@@ -117,20 +126,20 @@ def _mounted_device(place: Place) -> int:
         ) from error
     except OSError as error:
         raise _no_answer(place, error) from error
-    raise sqlite3.OperationalError(
+    raise Gone(
         f"No LiteFS is mounted at {mount_path} on node {place.settings.cluster.node!r}: start it with "
         "'manage.py litefs_run'. No file was made there."
     )
 
 
-def _no_answer(place: Place, error: OSError) -> sqlite3.OperationalError:
-    return sqlite3.OperationalError(f"LiteFS does not answer at {place.path}: {error.strerror}.")
+def _no_answer(place: Place, error: OSError) -> Gone:
+    return Gone(f"LiteFS does not answer at {place.path}: {error.strerror}.")
 
 
-def _not_arrived(place: Place) -> sqlite3.OperationalError:
+def _not_arrived(place: Place) -> Gone:
     primary = place.detector.primary_name()
     source = f"from the primary {primary!r}" if primary else "from a primary, and none is known now"
-    return sqlite3.OperationalError(
+    return Gone(
         f"Database {place.alias!r} ({place.path.name}) has not arrived on node {place.settings.cluster.node!r} yet: "
         f"it comes {source}."
     )
@@ -145,12 +154,12 @@ def _make(place: Place, device: int) -> bool:
         directory = os.open(settings.mount_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             if os.fstat(directory).st_dev != device:
-                raise sqlite3.OperationalError(f"LiteFS ended while {place.path} was being made.")
+                raise Gone(f"LiteFS ended while {place.path} was being made.")
             os.close(os.open(place.path.name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666, dir_fd=directory))
         finally:
             os.close(directory)
     except MountError as error:
-        raise sqlite3.OperationalError(str(error)) from error
+        raise Gone(str(error)) from error
     except OSError as error:
         raise _no_answer(place, error) from error
     return True

@@ -9,7 +9,7 @@ from enum import Enum
 from pathlib import Path
 
 from litefs_django._litefs.errors import MountError
-from litefs_django._litefs.mount import PrimaryDetector
+from litefs_django._litefs.mount import WRITABLE, PrimaryDetector
 from litefs_django._litefs.node_file import NodeFile
 from litefs_django._litefs.settings import LiteFSSettings
 from litefs_django.exceptions import NotPrimaryError
@@ -23,6 +23,10 @@ class Reopen(sqlite3.OperationalError):
 
     def __init__(self, why: str) -> None:
         super().__init__(f"{why} This connection is of before: use the one that Django opens at its next use.")
+
+
+class Gone(sqlite3.OperationalError):
+    """LiteFS does not serve the database here now. Nothing of what was under way is committed."""
 
 
 class Role(Enum):
@@ -43,6 +47,19 @@ class Place:
     settings: LiteFSSettings
     detector: PrimaryDetector
     node_file: NodeFile
+
+    def role(self, device: int) -> Role:
+        """This node's role now on the mount of that st_dev, by one stat of the database.
+
+        Its mode bits say it (LiteFS, fuse/database_node.go).
+        """
+        try:
+            status = os.stat(self.path)
+        except OSError:
+            return Role.GONE
+        if status.st_dev != device:
+            return Role.GONE
+        return Role.PRIMARY if status.st_mode & WRITABLE else Role.REPLICA
 
     def not_primary(self, why: str = "") -> NotPrimaryError:
         """The error that names this node and the primary."""
