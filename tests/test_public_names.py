@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 
 import litefs_django
 from litefs_django import exceptions, node
+from litefs_django.handover import course
 
 
 def modules_after(code: str) -> set[str]:
@@ -54,3 +56,8 @@ def test_litefs_own_side_imports_no_django() -> None:
 def test_the_names_load_when_they_are_used() -> None:
     code = "import litefs_django; litefs_django.NotPrimaryError; seen = set(sys.modules)"
     assert {"litefs_django.exceptions", "django"} <= modules_after(code)
+
+
+def test_the_logger_that_is_documented() -> None:
+    documented = logging.getLogger("litefs_django.handover")
+    assert course.logger.parent is documented

@@ -114,6 +114,7 @@ class _Course:
         self.request = exchange.request
         self.signer = _signer(settings.secret) if settings.secret else None
         self.is_from_node = False
+        self.is_writing = False
         # Whether the primary was sent a request for what it has, which may also have written, and has not answered.
         self.is_unknown = False
         self.deadline: float | None = None
@@ -130,7 +131,8 @@ class _Course:
         except UnreadablePostError:
             raise _Refused(answers.INCOMPLETE) from None
         wanted = cookie.read(self.request)
-        if self.is_from_node or marks.writes(self.request, self.settings.writes):
+        self.is_writing = self.is_from_node or marks.writes(self.request, self.settings.writes)
+        if self.is_writing:
             primary = yield Look(node.primary)
             if not self._is_this(primary):
                 if self.is_from_node:
@@ -186,7 +188,7 @@ class _Course:
     def _answer(self) -> Steps[HttpResponseBase]:
         """Lets the project answer here; a write that is refused makes it a handover, or another run here."""
         while True:
-            with note.opened() as opened:
+            with note.opened(None if self.is_writing else self.request) as opened:
                 try:
                     response = yield from self._ask(opened)
                 finally:
@@ -203,6 +205,10 @@ class _Course:
                     return response
             self._say_why(opened)
             self._check_nothing_is_done_twice(opened)
+            if opened.is_stale:
+                self.is_writing = True
+                self._begin_again()
+                continue
             if self.is_from_node:
                 return self._nothing_done()
             if (handed := (yield from self._hand_over())) is not None:
@@ -254,7 +260,7 @@ class _Course:
 
     def _say_why(self, opened: RequestNote) -> None:
         request = self.request
-        if not isinstance(opened.refused, NotPrimaryError):
+        if not opened.is_stale and not isinstance(opened.refused, NotPrimaryError):
             # LiteFS is away.
             if not self.has_said_why:
                 self.has_said_why = True
@@ -266,7 +272,7 @@ class _Course:
         if request.method in marks.SAFE_METHODS and name not in _named_late:
             _named_late.add(name)
             logger.info(
-                "%s wrote in a %s request on a replica, which was handed over when it had already begun. If it does "
+                "%s wrote in a %s request, which then began again, as one that writes. If it does "
                 'anything outside of the database before, name its path in LITEFS["WRITES"] or mark it with @writes.',
                 name,
                 request.method,

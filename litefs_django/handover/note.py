@@ -10,10 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import TYPE_CHECKING
 
 from django.db.utils import OperationalError
 
 from litefs_django.exceptions import CommitOutcomeUnknown, HandOver
+
+if TYPE_CHECKING:
+    from django.http import HttpRequest
 
 
 class RequestNote:
@@ -22,10 +26,17 @@ class RequestNote:
     `refused` is the first error that this node could not serve it for; `written` the aliases of this ENGINE that
     something was committed to, `has_written` whether anything was committed anywhere, or may have been; `unknown`
     the first commit of which that is not known.
+
+    `reader` is the request, while it is one that should only read. ATOMIC_REQUESTS then begins without the write
+    turn: `begun` holds the aliases of which it has. `is_stale` when such a transaction had to write in the end, and
+    another one had written meanwhile: the request is to run again, as one that writes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, reader: HttpRequest | None) -> None:
         self.is_open = True
+        self.reader = reader
+        self.begun: set[str] = set()
+        self.is_stale = False
         self.refused: OperationalError | None = None
         self.unknown: CommitOutcomeUnknown | None = None
         self.written: set[str] = set()
@@ -56,9 +67,9 @@ def current() -> RequestNote | None:
 
 
 @contextmanager
-def opened() -> Iterator[RequestNote]:
+def opened(reader: HttpRequest | None) -> Iterator[RequestNote]:
     """A new note, for what runs inside."""
-    note = RequestNote()
+    note = RequestNote(reader)
     token = _current.set(note)
     try:
         yield note
@@ -83,6 +94,31 @@ def refuse(error: OperationalError) -> BaseException:
     if note is None or _is_handled.get():
         return error
     note.refused = note.refused or error
+    return HandOver(error)
+
+
+def begins_view(alias: str) -> bool:
+    """Whether the transaction that begins is ATOMIC_REQUESTS' own around the view of a request that should only read.
+
+    It is the first one once the view is known. Not for a request that has written: it could not run again.
+    """
+    note = current()
+    if note is None or note.reader is None or note.has_written or alias in note.begun:
+        return False
+    match = note.reader.resolver_match
+    if match is None or alias in getattr(match.func, "_non_atomic_requests", ()):
+        return False
+    note.begun.add(alias)
+    return True
+
+
+def stale(alias: str, error: OperationalError) -> BaseException:
+    """What the backend is to raise for a write in a transaction whose snapshot is older than the last commit."""
+    note = current()
+    if note is None or alias not in note.begun:
+        return error
+    note.refused = note.refused or error
+    note.is_stale = True
     return HandOver(error)
 
 

@@ -184,9 +184,14 @@ class DatabaseWrapper(base.DatabaseWrapper):
             if not self.is_left_behind_by(error):
                 raise
             self.reopen()
-        # A transaction that reads first and writes then finds 'database is locked' more often than not.
-        mode = self.transaction_mode or ("IMMEDIATE" if self.connection.is_writable else None)
+        mode = self.transaction_mode
+        if not mode and self.connection.is_writable and not self._begins_reading_view():
+            # A transaction that reads first and writes then finds 'database is locked' more often than not.
+            mode = "IMMEDIATE"
         self.cursor().execute(f"BEGIN {mode}" if mode else "BEGIN")
+
+    def _begins_reading_view(self) -> bool:
+        return bool(self.settings_dict["ATOMIC_REQUESTS"]) and note.begins_view(self.alias)
 
     def _rollback(self) -> None:
         connection = self.connection
@@ -240,7 +245,8 @@ class _Reopening:
         if self.db.is_left_behind_by(error):
             raise note.refuse(error) from error.__cause__
         if not isinstance(error, NotPrimaryError):
-            raise error
+            is_stale = getattr(error.__cause__, "sqlite_errorname", None) == "SQLITE_BUSY_SNAPSHOT"
+            raise note.stale(self.db.alias, error) if is_stale else error
         if not cache_table.is_written_by(sql):
             raise note.refuse(error) from error.__cause__
         if not cache_table.may_be_left_undone(sql):
