@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from litefs_django._litefs.judge import Kind
+from litefs_django._litefs.node_file import boottime_ns
 from litefs_django.db.backends.litefs.cursor import Cursor
 from litefs_django.db.backends.litefs.locks import Locks, end_with_thread, run_after
 from litefs_django.db.backends.litefs.mounted import MountedConnection
@@ -30,6 +31,10 @@ _FROM_LITEFS = {5, 8, 10, 13, 14, 15}
 
 _ISOLATION_LEVEL: Any = sqlite3.Connection.isolation_level
 
+# Nanoseconds for which a confirmed commit lets this connection begin another transaction unasked: asking is a twentieth
+# of a short one, all other writers wait for it, and whatever became of the role its COMMIT finds it out.
+_CONFIRMED_NS = 100_000_000
+
 
 class Connection(MountedConnection):
     """One guarded connection."""
@@ -38,6 +43,7 @@ class Connection(MountedConnection):
         self.locks = Locks(place, kwargs.get("timeout", 5.0))
         self._has_written = False
         self._began_with_savepoint = False
+        self._confirmed_at = 0
         self._one_at_a_time = threading.RLock()
         super().__init__(*args, place=place, **kwargs)
 
@@ -212,7 +218,7 @@ class Connection(MountedConnection):
 
     def _begin(self, kind: Kind, statement: Callable[[], T]) -> T:
         try:
-            waited = self._take_turn()
+            waited = self._take_turn(unasked_until=self._confirmed_at + _CONFIRMED_NS)
             if kind is Kind.DML:
                 begin = sqlite3.Cursor(self).execute
                 self._explaining(lambda: begin("BEGIN IMMEDIATE"), at_commit=False, waited=waited)
@@ -279,6 +285,7 @@ class Connection(MountedConnection):
         """
         role = self.role()
         if role is Role.PRIMARY:
+            self._confirmed_at = boottime_ns()
             note.committed(self.place.alias)
         else:
             self.is_obsolete = role is Role.REPLICA
@@ -304,15 +311,21 @@ class Connection(MountedConnection):
 
     # Turn and gate.
 
-    def _take_turn(self, *, with_gate: bool = False) -> float:
+    def _take_turn(self, *, with_gate: bool = False, unasked_until: int = 0) -> float:
         """Takes the turn, and the gate, then finds that this node is still primary; the seconds that it waited.
+
+        Before `unasked_until` (ns of CLOCK_BOOTTIME) it takes that for granted, where a supervisor says that LiteFS is
+        there.
 
         Raises OperationalError ('database is locked') after the connection's time-out, NotPrimaryError,
         or Reopen; it holds no turn then.
         """
         waited = self._waiting(lambda: self.locks.take_turn(self.is_left_behind, with_gate=with_gate))
         try:
-            self._find_primary()
+            if boottime_ns() < unasked_until and self.is_known_alive():
+                end_with_thread(self)
+            else:
+                self._find_primary()
         except BaseException:
             self.locks.end_turn()
             raise

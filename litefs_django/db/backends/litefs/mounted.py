@@ -49,6 +49,10 @@ class MountedConnection(sqlite3.Connection):
             return False
         return True
 
+    def is_known_alive(self) -> bool:
+        """Whether a supervisor says that the LiteFS that this connection was opened on serves."""
+        return self.generation is not None and self.generation == self.node_file.generation()
+
     def has_lost_its_mount(self) -> bool:
         """As `is_left_behind`, but looks for the mount itself where no supervisor says."""
         return self.is_left_behind() or (self.node_file.generation() is None and self.role() is Role.GONE)
