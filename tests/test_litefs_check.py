@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from django.core.management import call_command
 from django.test import override_settings
+from pytest_django import Settings
 
 from litefs_django._litefs.node import checkup
 from tests.configuring import OURS, Configure
@@ -27,12 +28,16 @@ def run(*arguments: str) -> tuple[int, str]:
     return 0, stdout.getvalue()
 
 
-@override_settings(LITEFS={"ENABLED": False, "MOUNT_PATH": 5})
-def test_litefs_is_not_in_use() -> None:
+def test_litefs_is_not_in_use(configure: Configure, settings: Settings) -> None:
+    configure({"ENABLED": False, "MOUNT_PATH": 5}, default=OURS)
+    settings.BASE_DIR = "/srv/mysite"
     code, printed = run()
     assert code == 0
     assert printed == (
-        'ok       settings     LITEFS["ENABLED"] is False: there is nothing to check\n\n0 errors, 0 warnings.\n'
+        'warning  settings     LITEFS["ENABLED"] is False: no LiteFS, the databases are plain files '
+        "(default: /srv/mysite/db.sqlite3).\n"
+        "                      Fix: Are NODE and DEBUG set in this shell as they are for litefs_run?\n"
+        "\n0 errors, 1 warning.\n"
     )
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import stat
 from io import StringIO
 from pathlib import Path
@@ -36,6 +37,23 @@ def test_it_says_where_it_cannot_write(tmp_path: Path, name: str) -> None:
     with pytest.raises(CommandError, match=f"--output {tmp_path / name}: it cannot be written: .+"):
         run("--output", str(tmp_path / name))
     assert [path.name for path in tmp_path.iterdir()] == ["directory"]
+
+
+def test_what_is_not_a_file_stays_what_it_is(tmp_path: Path) -> None:
+    """/dev/stdout and /dev/null are within root's reach."""
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    with pytest.raises(CommandError, match="it is not a file"):
+        run("--output", str(path))
+    assert path.is_fifo()
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to("litefs.yml")
+    run("--output", str(link))
+    assert link.is_symlink()
+    assert (tmp_path / "litefs.yml").read_text() == run()
 
 
 @override_settings(LITEFS={"MAX_LAG": 0, "LITEFS_YML": {"exec": "app"}})

@@ -137,6 +137,13 @@ def test_failed_build(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_build", "requirements")
+def test_says_that_litefs_is_not_in_use(settings: Settings, installed: Path, litefs_binary: Path) -> None:
+    settings.LITEFS = {"ENABLED": False, "BINARY": str(litefs_binary)}
+    stdout, stderr = install()
+    assert f"LiteFS v0.5.14: {litefs_binary}" in stdout
+    assert stderr.startswith('LITEFS["ENABLED"] is False: no LiteFS, the databases are plain files')
+
+
 def test_works_while_other_settings_are_wrong(settings: Settings, installed: Path, litefs_binary: Path) -> None:
     """As where an image is built, which is none of the NODES."""
     installed.symlink_to(litefs_binary)

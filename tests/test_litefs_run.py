@@ -45,10 +45,13 @@ def test_disabled_the_command_takes_its_place(environment: dict[str, str]) -> No
         [sys.executable, str(MANAGE), "litefs_run", "--", *python(code, "-v", "--", "--migrate")],
         env=environment,
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        output, _ = process.communicate(timeout=60)
+        output, said = process.communicate(timeout=60)
     assert output == f"{process.pid} ['-v', '--', '--migrate']\n"
+    file = environment["LITEFS_TEST_DATABASE"]
+    assert said == f'LITEFS["ENABLED"] is False: no LiteFS, the databases are plain files (default: {file}).\n'
     assert process.returncode == 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import StringIO
@@ -71,12 +70,6 @@ def test_as_json() -> None:
         "positions": {},
     }
     assert [node["here"] for node in status["nodes"]] == [True, False]
-
-
-@override_settings(LITEFS={"ENABLED": False})
-def test_there_is_no_cluster() -> None:
-    with pytest.raises(CommandError, match=re.escape('LITEFS["ENABLED"] is False')):
-        run()
 
 
 @override_settings(LITEFS={"MAX_LAG": 0, "MOUNTPATH": ""})

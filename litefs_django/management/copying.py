@@ -30,6 +30,7 @@ from litefs_django._litefs.errors import LiteFSError, SettingsError
 from litefs_django._litefs.mount import Position
 from litefs_django.db.backends.litefs.base import DatabaseWrapper
 from litefs_django.exceptions import CommitOutcomeUnknown
+from litefs_django.management.in_use import require_litefs
 from litefs_django.management.progress import Progress
 
 CHUNK = 4096  # pages between two steps of the progress
@@ -49,8 +50,7 @@ class Snapshot:
 
 def find_database(name: str) -> DatabaseWrapper:
     """The connection of this alias, or of the alias whose file has this name. Raises CommandError."""
-    if not conf.is_enabled():
-        raise CommandError('LITEFS["ENABLED"] is False: the databases are plain files beside the project.')
+    require_litefs()
     try:
         databases = conf.read().databases
     except SettingsError as error:

@@ -338,4 +338,4 @@ def test_wrong_settings_alone_are_reported(cluster: StaticCluster) -> None:
 def test_without_litefs(cluster: StaticCluster) -> None:
     code, found = check(cluster.nodes[0], ENABLED=False)
     assert code == 0
-    assert [finding["level"] for finding in found] == ["ok"]
+    assert [finding["level"] for finding in found] == ["warning"]

@@ -285,8 +285,8 @@ def test_on_a_replica(cluster: StaticCluster, plain: Path) -> None:
     replica = cluster.nodes[1]
     error = fail(replica, "litefs_import", "default", plain, "--noinput")
     assert error == (
-        "CommandError: Database 'default' cannot be written on node 'node2'. The primary is 'node1'. "
-        "Run litefs_import on the primary, with FILE on that machine. Nothing was imported.\n"
+        "CommandError: 'node2' is not the primary. The primary is 'node1' (127.0.0.1). "
+        "Run litefs_import on the primary, with FILE there. Nothing was imported.\n"
     )
     assert not (replica.data / "replaced").exists()
 

@@ -14,6 +14,7 @@ from litefs_django import checks, conf
 from litefs_django._litefs import binary
 from litefs_django._litefs.settings import LiteFSSettings
 from litefs_django.checks.configuration import check_settings
+from litefs_django.management.in_use import HINT, not_in_use
 
 
 class Command(BaseCommand):
@@ -54,7 +55,7 @@ class Command(BaseCommand):
 def _findings() -> Iterator[dict[str, str]]:
     """What litefs_django._litefs.node.checkup.Finding has, and the id of a system check; "" where there is none."""
     if not conf.is_enabled():
-        yield _finding("ok", "settings", 'LITEFS["ENABLED"] is False: there is nothing to check')
+        yield _finding("warning", "settings", not_in_use(), HINT)
         return
     for subject, family in checks.FAMILIES:
         has_said_anything = False

@@ -101,7 +101,9 @@ def _find_directory(database: DatabaseWrapper) -> Path:
     if place.detector.device() is None:
         raise CopyError(f"No LiteFS is mounted at {place.settings.mount_path}: start it with 'manage.py litefs_run'.")
     if not place.detector.is_primary(place.path.name):
-        raise CopyError(f"{place.not_primary()} Run litefs_import on the primary, with FILE on that machine.")
+        this, primary = place.settings.cluster.node, place.not_primary().primary
+        said = f"The primary is {primary.name!r} ({primary.url or primary.address})." if primary else "None is known."
+        raise CopyError(f"{this!r} is not the primary. {said} Run litefs_import on the primary, with FILE there.")
     directory = place.settings.data_path / "replaced"
     try:
         directory.mkdir(mode=0o700, exist_ok=True)

@@ -13,6 +13,7 @@ from litefs_django import conf
 from litefs_django._litefs import binary
 from litefs_django._litefs.download import download
 from litefs_django._litefs.errors import BinaryError, SettingsError
+from litefs_django.management.in_use import HINT, not_in_use
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,8 @@ class Command(BaseCommand):
         directory: str | None,
         **options: object,
     ) -> None:
+        if not conf.is_enabled():
+            self.stderr.write(self.style.WARNING(f"{not_in_use()} {HINT}"))
         configured, allow_other = self._read_settings()
         foreign = arch if arch != binary.native_architecture() else None
         order = Order(configured, directory, foreign, from_url, sha256 and sha256.lower())

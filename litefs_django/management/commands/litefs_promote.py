@@ -6,6 +6,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from litefs_django import conf
 from litefs_django._litefs.errors import SettingsError, SupervisorError
+from litefs_django.management.in_use import require_litefs
 
 # Seconds without a word from the supervisor: longer than the longest of its steps.
 _TIMEOUT = 30.0
@@ -19,12 +20,11 @@ class Command(BaseCommand):
         parser.add_argument("node", nargs="?", metavar="NODE", help='One of LITEFS["NODES"]. Default: this node.')
 
     def handle(self, *, node: str | None, verbosity: int, **options: object) -> None:
+        require_litefs()
         try:
             settings = conf.read()
         except SettingsError as error:
             raise CommandError(str(error)) from error
-        if not settings.enabled:
-            raise CommandError('LITEFS["ENABLED"] is False: there is no cluster.')
         # Linux alone has what it needs.
         from litefs_django._litefs.node.control import ask
 

@@ -13,6 +13,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from litefs_django import conf
 from litefs_django._litefs.errors import LiteFSError, SettingsError
+from litefs_django.management.in_use import not_in_use
 
 
 class Command(BaseCommand):
@@ -67,6 +68,7 @@ class Command(BaseCommand):
             raise CommandError(
                 '--on-primary needs LiteFS, and LITEFS["ENABLED"] is False. Start these commands yourself, beside it.'
             )
+        self.stderr.write(not_in_use(), style_func=str)
         if migrate and (code := subprocess.call(_manage(options, "litefs_migrate"))):
             raise CommandError("The migrations have failed.", returncode=code)
         self.stdout.flush()

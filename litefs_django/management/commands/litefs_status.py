@@ -13,6 +13,7 @@ from litefs_django._litefs.errors import SettingsError
 from litefs_django._litefs.health import HealthChecker, Problem, Verdict
 from litefs_django._litefs.settings import LiteFSSettings
 from litefs_django._litefs.survey import NodeReport, survey
+from litefs_django.management.in_use import require_litefs
 
 _HEAD = ("NODE", "ROLE", "CANDIDATE", "LAG", "DATABASE", "POSITION")
 _CLEAR_SCREEN = "\x1b[H\x1b[J"
@@ -31,12 +32,11 @@ class Command(BaseCommand):
         parser.add_argument("--watch", action="store_true", help="Ask again each second, until Ctrl-C.")
 
     def handle(self, *, format: str, watch: bool, **options: object) -> None:
+        require_litefs()
         try:
             settings = conf.read()
         except SettingsError as error:
             raise CommandError(str(error)) from error
-        if not settings.enabled:
-            raise CommandError('LITEFS["ENABLED"] is False: there is no cluster to ask.')
         verdict = Verdict((Problem("No node was asked."),))
         try:
             while True:
