@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from django.core import checks as django_checks
 from django.test import override_settings
+from pytest_django import Settings
 
 from litefs_django import checks
 from tests.configuring import ONE_NODE, OURS, TWO_NODES, Check, Configure, ids, run
@@ -41,8 +42,10 @@ def test_each_setting_mistake_is_a_message(configure: Configure) -> None:
     assert by_id["E002"].hint == "Did you mean 'MOUNT_PATH'?"
 
 
-def test_nothing_is_wrong(configure: Configure, tmp_path: Path) -> None:
-    configure({**TWO_NODES, "MOUNT_PATH": str(tmp_path)}, default={**OURS, "CONN_MAX_AGE": None})
+def test_nothing_is_wrong(configure: Configure, tmp_path: Path, settings: Settings) -> None:
+    settings.MIDDLEWARE = ["litefs_django.middleware.LiteFSMiddleware"]
+    litefs = {**TWO_NODES, "HANDOVER": "replay", "MOUNT_PATH": str(tmp_path)}
+    configure(litefs, default={**OURS, "CONN_MAX_AGE": None})
     assert run() == []
 
 

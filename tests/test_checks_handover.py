@@ -9,7 +9,7 @@ from django.core.checks import CheckMessage
 from django.core.exceptions import ImproperlyConfigured, MiddlewareNotUsed
 from django.http import HttpResponse
 
-from litefs_django.checks import check_handover, check_saved_sessions
+from litefs_django.checks import check_handover, check_missing_middleware, check_saved_sessions
 from litefs_django.checks.handover import MIDDLEWARE
 from litefs_django.middleware import LiteFSMiddleware
 from tests.configuring import ONE_NODE, OURS, TWO_NODES, Configure, ids
@@ -67,6 +67,16 @@ def test_where_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "MIDDLEWARE", [before, "other.Middleware", MIDDLEWARE])
     assert ids([only()]) == ["E032"]
     assert "'other.Middleware'" in only().msg
+
+
+def test_a_cluster_without_it(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_missing_middleware(None) == []
+    monkeypatch.setattr(settings, "MIDDLEWARE", ["other.Middleware"])
+    (message,) = check_missing_middleware(None)
+    assert ids([message]) == ["W031"]
+    assert 'LITEFS["NODES"] has 2' in message.msg
+    configure(ONE_NODE)
+    assert check_missing_middleware(None) == []
 
 
 def test_sessions_that_are_always_saved(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from litefs_django.checks.configuration import (
     check_unguarded,
 )
 from litefs_django.checks.context import Check
-from litefs_django.checks.handover import check_handover, check_saved_sessions
+from litefs_django.checks.handover import check_handover, check_missing_middleware, check_saved_sessions
 from litefs_django.checks.machine import check_binary, check_directories, check_exposure, check_machine, check_port
 from litefs_django.checks.project import (
     check_caches,
@@ -41,6 +41,7 @@ __all__ = [
     "check_exposure",
     "check_handover",
     "check_machine",
+    "check_missing_middleware",
     "check_mount_path",
     "check_overlaps",
     "check_port",
@@ -63,6 +64,7 @@ CHECKS: tuple[Check, ...] = (
     check_sessions,
     check_uploads,
     check_handover,
+    check_missing_middleware,
     check_saved_sessions,
 )
 DEPLOY_CHECKS: tuple[Check, ...] = (
@@ -76,7 +78,17 @@ DEPLOY_CHECKS: tuple[Check, ...] = (
 )
 # All of them, by what they look at.
 FAMILIES: tuple[tuple[str, tuple[Check, ...]], ...] = (
-    ("settings", (check_settings, check_engines, check_unguarded, check_connection_age, check_handover)),
+    (
+        "settings",
+        (
+            check_settings,
+            check_engines,
+            check_unguarded,
+            check_connection_age,
+            check_handover,
+            check_missing_middleware,
+        ),
+    ),
     (
         "project",
         (

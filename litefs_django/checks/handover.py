@@ -9,7 +9,8 @@ from django.apps import AppConfig
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning
 
-from litefs_django.checks.context import valid_settings
+from litefs_django import conf
+from litefs_django.checks.context import node_count, valid_settings
 
 MIDDLEWARE = "litefs_django.middleware.LiteFSMiddleware"
 MAY_COME_FIRST = ("django_prometheus.middleware.PrometheusBeforeMiddleware",)
@@ -37,6 +38,20 @@ def check_handover(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
             )
         )
     return found
+
+
+def check_missing_middleware(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """W031: a cluster without it, whose replicas cannot answer a request that writes."""
+    if not (count := node_count()) or not conf.has_databases() or MIDDLEWARE in settings.MIDDLEWARE:
+        return []
+    return [
+        Warning(
+            f'MIDDLEWARE: {MIDDLEWARE!r} is not in it, and LITEFS["NODES"] has {count}: a request that writes ends on '
+            "a replica in NotPrimaryError.",
+            hint="Put it first.",
+            id="litefs_django.W031",
+        )
+    ]
 
 
 def check_saved_sessions(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:

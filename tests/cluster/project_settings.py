@@ -21,5 +21,7 @@ DATABASES = {
         "OPTIONS": json.loads(os.environ.get("LITEFS_TEST_OPTIONS", "{}")),
     }
 }
+# It answers no requests.
+SILENCED_SYSTEM_CHECKS = ["litefs_django.W031"]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 USE_TZ = True
