@@ -10,13 +10,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from litefs_django._litefs.errors import SupervisorError
 from litefs_django._litefs.node import mounts
 from litefs_django._litefs.node.children import Backoff, Child, Children
-from litefs_django._litefs.node.claim import claim, claim_mount_path
+from litefs_django._litefs.node.claim import PRIVATE, claim, claim_mount_path
 from litefs_django._litefs.node.description import NodeDescription
 from litefs_django._litefs.node.mounts import is_mounted
 from litefs_django._litefs.node.output import Output
@@ -106,6 +107,20 @@ class TestClaim:
         with pytest.raises(SupervisorError, match=r'LITEFS\["RUN_PATH"\].*cannot be used'):
             claim("RUN_PATH", tmp_path / "file" / "run")
 
+    def test_data_path_of_something_else(self, tmp_path: Path) -> None:
+        (tmp_path / "manage.py").touch()
+        mode = tmp_path.stat().st_mode
+        with pytest.raises(SupervisorError, match=r'LITEFS\["DATA_PATH"\].*not LiteFS\'s \(manage.py\)'):
+            claim("DATA_PATH", tmp_path, PRIVATE)
+        assert tmp_path.stat().st_mode == mode
+
+    @pytest.mark.parametrize("names", [[], ["lost+found"], ["clusterid"], ["clusterid", "dbs", "notes"]])
+    def test_data_path_of_litefs(self, tmp_path: Path, names: list[str]) -> None:
+        for name in names:
+            (tmp_path / name).mkdir()
+        os.close(claim("DATA_PATH", tmp_path, PRIVATE))
+        assert tmp_path.stat().st_mode & 0o777 == PRIVATE
+
     def test_mount_path_that_is_not_empty_is_let_go(self, tmp_path: Path) -> None:
         (tmp_path / "db.sqlite3").touch()
         with pytest.raises(SupervisorError, match=r"is not empty \(db.sqlite3\)"):
@@ -180,7 +195,7 @@ def ending(children: Children, child: Child) -> bool:
     return child.is_gone
 
 
-def start(children: Children, code: str, **options: str) -> Child:
+def start(children: Children, code: str, **options: Any) -> Child:
     return children.start("app", [sys.executable, "-c", code], on_our_death=signal.SIGTERM, **options)
 
 
@@ -208,9 +223,9 @@ class TestChildren:
         assert reap(children, child) == -signal.SIGKILL
         assert child.how_it_ended == "SIGKILL"
 
-    def test_cannot_be_executed(self, children: Children, printed: Printed) -> None:
+    def test_cannot_be_executed(self, children: Children, printed: Printed, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):
-            children.start("app", ["/nonexistent"], on_our_death=signal.SIGTERM)
+            children.start("app", [str(tmp_path / "missing")], on_our_death=signal.SIGTERM)
         assert children.reap() == []
 
     def test_search_path_and_environment(self, children: Children, tmp_path: Path) -> None:
@@ -295,5 +310,33 @@ def test_primary_command_that_cannot_be_started(children: Children) -> None:
     for _ in range(10):
         command.keep(is_primary=True)
     # At once, and then after a pause.
-    assert len(said) == 2
+    assert 1 < len(said) < 10
     assert "cannot be started" in said[0]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user who may not kill the command")
+def test_primary_command_that_cannot_be_ended(children: Children) -> None:
+    said: list[str] = []
+    command = PrimaryCommand("primary-1", ("sleep", "60"), children, said.append)
+    command.keep(is_primary=True)
+    child = command.child
+    assert child is not None
+
+    def is_told() -> bool:
+        command.keep(is_primary=False)
+        return len(said) > 1
+
+    os.setresuid(65534, 65534, 0)
+    try:
+        wait_until(is_told, "it is said")
+        command.keep(is_primary=False)
+        # It is not run twice.
+        command.keep(is_primary=True)
+    finally:
+        os.setresuid(0, 0, 0)
+    assert said[1:] == [f"primary-1 cannot be ended: process {child.pid} runs on, as another user or hanging"]
+    assert command.child is child
+    command.keep(is_primary=False)
+    wait_until(children.reap, "it has ended")
+    command.keep(is_primary=False)
+    assert said[2:] == ["primary-1 has ended: SIGKILL"]

@@ -35,6 +35,8 @@ def claim(setting: str, path: Path, mode: int = 0o755) -> int:
             raise SupervisorError(f"{where} cannot be written to. Give a directory that this user may write to.")
         if setting != "MOUNT_PATH":
             _check_owner(where, descriptor)
+        if setting == "DATA_PATH":
+            _check_is_litefs_own(where, os.listdir(descriptor))
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
@@ -57,6 +59,16 @@ def _check_owner(where: str, descriptor: int) -> None:
         raise SupervisorError(
             f"{where} belongs to user {status.st_uid} or others may write to it (mode {status.st_mode & 0o7777:o}). "
             "Give a directory that only this user may write to."
+        )
+
+
+def _check_is_litefs_own(where: str, found: list[str]) -> None:
+    """Nobody else may enter it from now on: not what a mistyped path names, /var/lib or the project itself."""
+    # LiteFS v0.5.14, store.go; litefs_import's; what a disk of its own has.
+    ours = {"clusterid", "replaced", "raft", "diverged", "lost+found"}
+    if "dbs" not in found and (others := sorted({*found} - ours)):
+        raise SupervisorError(
+            f"{where} holds files that are not LiteFS's ({', '.join(others[:5])}). Give a directory for LiteFS alone."
         )
 
 

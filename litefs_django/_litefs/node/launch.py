@@ -12,6 +12,7 @@ from typing import NoReturn
 from litefs_django._litefs import binary, fusermount
 from litefs_django._litefs.config import ConfigGenerator
 from litefs_django._litefs.errors import LiteFSError, SupervisorError
+from litefs_django._litefs.listening import find_listener, host_and_port
 from litefs_django._litefs.node.claim import PRIVATE, claim, claim_mount_path
 from litefs_django._litefs.node.description import Command, NodeDescription
 from litefs_django._litefs.node.joining import check_joining
@@ -42,6 +43,7 @@ def prepare(
         search_path = f"{_install_helper(settings)}:{search_path}"
     claims.append(claim_mount_path(mount_path, search_path))
     check_joining(settings)
+    _check_port(settings)
     config.write(settings.run / CONFIG)
     NodeDescription(
         name=settings.cluster.node,
@@ -92,8 +94,8 @@ def become_supervisor(description: Path) -> NoReturn:
 
 def _find_litefs(config: ConfigGenerator, commands: Sequence[Command]) -> Path:
     """The verified binary. Raises SupervisorError with everything that this machine lacks."""
-    problems = [f"there is no command {argv[0]!r}" for argv in commands if shutil.which(argv[0]) is None]
-    problems += [
+    missing = [_missing_command(argv[0]) for argv in commands if shutil.which(argv[0]) is None]
+    problems = [
         f"{requirement.missing} is missing; what mends it: {requirement.command}"
         for requirement in binary.missing_requirements(os.geteuid() == 0, config.is_open_to_others)
     ]
@@ -104,5 +106,27 @@ def _find_litefs(config: ConfigGenerator, commands: Sequence[Command]) -> Path:
     except LiteFSError as error:
         problems.append(str(error))
     if problems:
-        raise SupervisorError("LiteFS cannot run here:\n" + "\n".join(f"- {problem}" for problem in problems))
+        missing += ["LiteFS cannot run here:", *(f"- {problem}" for problem in problems)]
+    if missing:
+        raise SupervisorError("\n".join(missing))
     return litefs
+
+
+def _missing_command(name: str) -> str:
+    said = f"There is no command {name!r}"
+    if os.path.dirname(name):
+        return f"{said}."
+    beside = Path(sys.executable).parent / name
+    if beside.exists():
+        return f"{said} on PATH. Write {str(beside)!r}, or activate that virtual environment."
+    return f"{said} on PATH. Is it installed, and its virtual environment active?"
+
+
+def _check_port(settings: LiteFSSettings) -> None:
+    """Raises SupervisorError when somebody listens where LiteFS is to: LiteFS itself would not say who."""
+    if (listener := find_listener(settings)) is not None:
+        host, port = host_and_port(settings)
+        raise SupervisorError(
+            f'LITEFS["NODES"]["{settings.cluster.node}"]: LiteFS cannot listen on {host or "every interface"}, port '
+            f'{port}: {listener} listens there. Stop it, or set "HTTP_PORT" of this node.'
+        )

@@ -20,6 +20,7 @@ class PrimaryCommand:
         self._say = say
         self._backoff = Backoff()
         self._is_wanted = False
+        self._has_been_given_up = False
         self.child: Child | None = None
 
     def keep(self, *, is_primary: bool) -> None:
@@ -28,8 +29,11 @@ class PrimaryCommand:
             self._is_wanted = is_primary
             self._backoff = Backoff()
         if self.child is not None and not self._may_go_on(self.child):
+            if self.child.is_gone and self.child.is_running and not self._has_been_given_up:
+                self._has_been_given_up = True
+                self._say(f"{self._name} cannot be ended: process {self.child.pid} runs on, as another user or hanging")
             self.child.end()
-            if self.child.is_gone:
+            if self.child.is_gone and not self.child.is_running:
                 self._say(f"{self._name} has ended: {self.child.how_it_ended}")
                 self._backoff.ended(self.child.started)
                 self.child = None
@@ -46,4 +50,5 @@ class PrimaryCommand:
             self._say(f"{self._name} cannot be started: {error}")
             self._backoff.ended(time.monotonic())
         else:
+            self._has_been_given_up = False
             self._say(f"{self._name} runs: {' '.join(self._argv)}")

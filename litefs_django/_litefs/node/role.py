@@ -19,9 +19,12 @@ LEAVE_TIMEOUT = 3.0
 _LAST_HANDOFF = 1.5  # seconds after which a stop does not begin to hand over any more
 
 _STATIC = (
-    'The lease is "static": LITEFS["PRIMARY"] alone says which node is the primary, and nothing was done. To change '
-    "it: stop litefs_run on {primary}, see in litefs_status that {name} is not behind the others, stop it on all "
-    'nodes, set LITEFS["PRIMARY"] to {name!r} on all of them, and start {name} first.'
+    'The lease is "static": LITEFS["PRIMARY"] alone says which node is the primary. Nothing was done. To change it:\n'
+    "1. Stop litefs_run on {primary}.\n"
+    "2. See in litefs_status that {name} is not behind the others.\n"
+    "3. Stop litefs_run on all nodes.\n"
+    '4. Set LITEFS["PRIMARY"] to {name!r} on all of them.\n'
+    "5. Start {name}, then the others."
 )
 
 

@@ -23,6 +23,18 @@ class Command(BaseCommand):
     # The databases are not there before LiteFS is.
     requires_system_checks: list[str] = []
 
+    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
+        usage = "%(prog)s [--migrate] [--on-primary CMD ...] [OPTIONS] -- CMD ..."
+        parser = super().create_parser(prog_name, subcommand, usage=usage, **kwargs)
+        refuse = parser.error
+
+        def error(message: str) -> None:
+            hint = "" if "--" in sys.argv else '. Put "--" before the command, whose options are not litefs_run\'s'
+            refuse(f"{message}{hint}")
+
+        parser.error = error  # type: ignore[method-assign]
+        return parser
+
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
             "--migrate",
@@ -32,15 +44,19 @@ class Command(BaseCommand):
         parser.add_argument(
             "--on-primary",
             action="extend",
-            nargs="+",
+            nargs="*",
             default=[],
             metavar="CMD",
             help="A command line, as one argument, that runs only while this node is the primary.",
         )
-        parser.add_argument("command", nargs="+", metavar="CMD", help="The application server and its arguments.")
+        parser.add_argument("command", nargs="*", metavar="CMD", help="The application server and its arguments.")
 
     def handle(self, *, migrate: bool, on_primary: list[str], command: list[str], **options: Any) -> None:
         commands = [_split(line) for line in on_primary]
+        if not command:
+            raise CommandError(
+                'It needs the command to run: "manage.py litefs_run -- gunicorn mysite.wsgi".', returncode=2
+            )
         if not conf.is_enabled():
             self._run_plainly(command, migrate=migrate, has_commands=bool(commands), options=options)
         if sys.platform != "linux":

@@ -159,7 +159,7 @@ def test_promote_with_a_static_lease(start_nodes: StartNodes) -> None:
     refused = first.run_command("litefs_promote", "node2")
     assert refused.returncode == 1
     assert 'The lease is "static": LITEFS["PRIMARY"] alone' in refused.stdout
-    assert "nothing was done. To change it: stop litefs_run on node1" in refused.stdout
+    assert "Nothing was done. To change it:\n1. Stop litefs_run on node1.\n" in refused.stdout
     already = first.run_command("litefs_promote")
     assert already.returncode == 0, already.stdout
     assert "node1 is the primary already." in already.stdout

@@ -53,9 +53,9 @@ def test_settings(node: SupervisedNode) -> None:
 def test_commands_and_binary_are_found_first(node: SupervisedNode) -> None:
     node.litefs["BINARY"] = "/nonexistent/litefs"
     output = refusal(node, "--on-primary", "/nonexistent/worker -v", application=["/nonexistent/server"])
-    assert "'/nonexistent/litefs'" in output
-    assert "there is no command '/nonexistent/server'" in output
-    assert "there is no command '/nonexistent/worker'" in output
+    assert "LITEFS[\"BINARY\"] is '/nonexistent/litefs': there is no such file." in output
+    assert "There is no command '/nonexistent/server'.\n" in output
+    assert "There is no command '/nonexistent/worker'.\nLiteFS cannot run here:\n" in output
 
 
 @pytest.mark.parametrize("line", ["'unclosed", ""])
@@ -79,11 +79,19 @@ def test_directory_that_cannot_be_made(node: SupervisedNode) -> None:
     assert 'LITEFS["DATA_PATH"]' in refusal(node)
 
 
-def test_litefs_that_refuses_to_start(node: SupervisedNode) -> None:
+def test_a_port_that_is_taken(node: SupervisedNode) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", node.litefs["NODES"]["node1"]["HTTP_PORT"]))
         taken.listen()
         output = refusal(node)
+    assert f"another process ({os.getpid()}, " in output
+    assert "litefs |" not in output
+    node.assert_nothing_left()
+
+
+def test_litefs_that_refuses_to_start(node: SupervisedNode) -> None:
+    node.litefs["NODES"]["node1"]["ADDRESS"] = "192.0.2.1"  # of no machine: RFC 5737
+    output = refusal(node)
     assert "litefs | ERROR: " in output
     assert "litefs_run | LiteFS refuses to start" in output
     assert "app |" not in output
