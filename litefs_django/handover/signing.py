@@ -7,18 +7,19 @@ HOP, that holds
 
 where the HMAC also covers method, target of the request line and Host, which the request carries
 itself. The primary's word that it has done nothing, in the header ANSWER, is an HMAC over the hop.
-Each key is derived from the cluster's secret by HKDF (RFC 5869), one for each purpose.
+Each purpose has a key of its own (`keys.py`).
 """
 
 from __future__ import annotations
 
 import binascii
-import hashlib
 import hmac
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from litefs_django._litefs.keys import derive_key
 
 HOP = "Litefs-Django-Hop"
 ANSWER = "Litefs-Django-Answer"
@@ -28,7 +29,6 @@ WINDOW = 10.0
 # Bytes a second: an ASGI server hands a request on when it has the whole body, which takes its time.
 SLOWEST_TRANSFER = 1 << 20
 
-_DIGEST = hashlib.sha256
 _LONGEST = 2048
 
 
@@ -59,8 +59,8 @@ class Signer:
     """Signs with the first secret, and accepts each of them. Constant time where it compares."""
 
     def __init__(self, secrets: Sequence[str]) -> None:
-        self._hop_keys = [derive_key(secret.encode(errors="surrogatepass"), b"hop") for secret in secrets]
-        self._answer_keys = [derive_key(secret.encode(errors="surrogatepass"), b"answer") for secret in secrets]
+        self._hop_keys = [derive_key(secret, "handover 1 hop") for secret in secrets]
+        self._answer_keys = [derive_key(secret, "handover 1 answer") for secret in secrets]
 
     def sign(self, hop: Hop, request: Request, now: float, length: int = 0) -> str:
         """The value of HOP. `length` is the body's, in bytes, as far as it is known."""
@@ -96,12 +96,6 @@ class Signer:
         )
 
 
-def derive_key(secret: bytes, purpose: bytes) -> bytes:
-    """HKDF-SHA256 (RFC 5869) with no salt; one block is enough for a key of 32 bytes."""
-    extracted = _mac_of(bytes(_DIGEST().digest_size), secret)
-    return _mac_of(extracted, b"litefs_django handover 1 " + purpose + b"\x01")
-
-
 def _mac(key: bytes, claims: bytes, request: Request) -> bytes:
     # JSON puts its own frame around each part: none can pass for another.
     covered = json.dumps([request.method, request.target, request.host]).encode()
@@ -109,7 +103,7 @@ def _mac(key: bytes, claims: bytes, request: Request) -> bytes:
 
 
 def _mac_of(key: bytes, message: bytes) -> bytes:
-    return hmac.digest(key, message, _DIGEST)
+    return hmac.digest(key, message, "sha256")
 
 
 def _encode(data: bytes) -> str:

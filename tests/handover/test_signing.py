@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from litefs_django.handover.signing import WINDOW, Hop, Request, SignatureError, Signer, derive_key
+from litefs_django._litefs.keys import derive_key
+from litefs_django.handover.signing import WINDOW, Hop, Request, SignatureError, Signer
 
 SECRET = "a secret of the cluster that is long enough"
 OTHER = "another secret that is just as long as that one"
@@ -135,8 +136,8 @@ def test_answers() -> None:
 
 
 def test_each_purpose_has_its_own_key() -> None:
-    assert derive_key(b"s", b"hop") != derive_key(b"s", b"answer")
-    assert len(derive_key(b"s", b"hop")) == 32
+    assert derive_key("s", "handover 1 hop") != derive_key("s", "handover 1 answer")
+    assert len(derive_key("s", "handover 1 hop")) == 32
 
 
 def test_the_derivation_is_hkdf() -> None:
@@ -146,4 +147,4 @@ def test_the_derivation_is_hkdf() -> None:
 
     extracted = hmac.new(b"\0" * 32, b"s", hashlib.sha256).digest()
     info = b"litefs_django handover 1 hop"
-    assert derive_key(b"s", b"hop") == hmac.new(extracted, info + b"\x01", hashlib.sha256).digest()
+    assert derive_key("s", "handover 1 hop") == hmac.new(extracted, info + b"\x01", hashlib.sha256).digest()
