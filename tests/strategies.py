@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
-from litefs_django._litefs.settings import RESERVED_SUFFIXES
+from litefs_django._litefs.settings import LEASE_TYPES, RESERVED_SUFFIXES
 
 # For tests that draw whole settings, on a machine that does other things too.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -111,8 +111,14 @@ def litefs_ymls(
     return found
 
 
+# With Raft, all or none: one alone could be another's default.
+_three_ports: SearchStrategy[dict[str, int]] = st.just({}) | st.lists(ports, min_size=3, max_size=3, unique=True).map(
+    lambda found: dict(zip(("HTTP_PORT", "RAFT_PORT", "RELAY_PORT"), found, strict=True))
+)
+
+
 @st.composite
-def _nodes(draw: DrawFn, this_address: SearchStrategy[str]) -> dict[str, Any]:
+def _nodes(draw: DrawFn, this_address: SearchStrategy[str], is_raft: bool) -> dict[str, Any]:
     """NODES, this one first. No two share an address."""
     found: dict[str, Any] = {}
     own = draw(this_address)
@@ -123,15 +129,20 @@ def _nodes(draw: DrawFn, this_address: SearchStrategy[str]) -> dict[str, Any]:
             st.fixed_dictionaries(
                 {"ADDRESS": st.just(address)},
                 optional={
-                    "HTTP_PORT": ports,
+                    **({} if is_raft else {"HTTP_PORT": ports}),
                     "URL": st.builds("https://{}.test:{}".format, words, ports),
                     "PUBLIC_URL": st.builds("https://{}.example".format, words),
                 },
             )
         )
+        if is_raft:
+            found[name].update(draw(_three_ports))
+            found[name].update(draw(st.sampled_from([{}, {"WITNESS": len(found) > 1}])))
     return found
 
 
+_secret = st.text(min_size=32, max_size=50)
+_secrets = _secret | st.lists(_secret, min_size=1, max_size=3)
 _OPTIONAL = st.fixed_dictionaries(
     {},
     optional={
@@ -142,7 +153,7 @@ _OPTIONAL = st.fixed_dictionaries(
         "MAX_LAG": seconds,
         "ALLOW_OTHER": _flags,
         "BINARY": texts,
-        "SECRET": st.text(min_size=32, max_size=50),
+        "SECRET": _secrets,
         "HANDOVER": st.sampled_from(["forward", "redirect", "replay"]),
         "HANDOVER_TIMEOUT": seconds,
         "WRITES": st.lists(st.builds("/{}".format, texts), max_size=2),
@@ -163,19 +174,25 @@ def litefs_settings(
     files: Path | None = None,
 ) -> dict[str, Any]:
     """A valid LITEFS. `this_address`, `data_root` and `files` are for a LiteFS that is really run with it."""
-    members = draw(_nodes(this_address))
+    kind = draw(st.sampled_from(LEASE_TYPES))
+    members = draw(_nodes(this_address, kind == "raft"))
     this, *_ = members
-    is_static = draw(_flags)
+    is_static = kind == "static"
     primary = draw(st.sampled_from(sorted(members)))
     raw = {
         "NODE": this,
         "NODES": members,
         "MOUNT_PATH": draw(paths("/mount")),
         "DATA_PATH": draw(paths(data_root)),
-        "LEADER_ELECTION": "static" if is_static else "consul",
-        **({"PRIMARY": primary} if is_static else {"CONSUL": draw(_CONSUL)}),
+        "LEADER_ELECTION": kind,
+        **({"PRIMARY": primary} if is_static else {}),
+        **({"CONSUL": draw(_CONSUL)} if kind == "consul" else {}),
         **draw(_OPTIONAL),
     }
+    if kind == "raft":
+        raw.pop("HTTP_PORT", None)
+        raw |= draw(_three_ports)
+        raw |= draw(st.fixed_dictionaries({"SECRET": _secrets}, optional={"LEASE_TTL": st.floats(1.3, 1e4)}))
     port = members[this].get("HTTP_PORT", raw.get("HTTP_PORT", 20202))
     raw["LITEFS_YML"] = draw(litefs_ymls(port, is_static, not is_static or primary == this, files))
     return raw

@@ -67,6 +67,22 @@ class TestLease:
             "consul": {"url": "http://10.0.0.9:8500", "key": "litefs/site", "ttl": "12.5s"},
         }
 
+    def test_raft_is_asked_as_consul_is_and_litefs_stays_on_loopback(self) -> None:
+        settings = read_settings(
+            {"NODES": NODES, "NODE": "web2", "LEADER_ELECTION": "raft", "SECRET": "x" * 32, "LEASE_TTL": 2.5}, {}
+        )
+        generator = ConfigGenerator(settings, "http://:token@127.0.0.1:4321")
+        assert generator.config["http"] == {"addr": "127.0.0.1:20300"}
+        assert generator.local_url == "http://127.0.0.1:20300"
+        assert generator.config["lease"] == {
+            "type": "consul",
+            "hostname": "web2",
+            "advertise-url": "http://127.0.0.1:20300",
+            "candidate": True,
+            "reconnect-delay": "100ms",
+            "consul": {"url": "http://:token@127.0.0.1:4321", "key": "litefs", "ttl": "2.5s"},
+        }
+
     @pytest.mark.parametrize(
         ("address", "url"),
         [

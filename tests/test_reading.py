@@ -14,7 +14,7 @@ from hypothesis.strategies import SearchStrategy
 
 from litefs_django._litefs.errors import SettingProblem, SettingsError
 from litefs_django._litefs.reading import EXAMPLES, read_settings
-from litefs_django._litefs.settings import LiteFSSettings, Node
+from litefs_django._litefs.settings import LEASE_TYPES, LiteFSSettings, Node
 from tests.strategies import CONTROL, file_names, litefs_settings, patient
 
 TWO_NODES = {
@@ -84,12 +84,24 @@ def test_impossible_durations(value: Any) -> None:
         ("HTTP_PORT", 20203.0, "Write 20203."),
         ("HTTP_PORT", "web", "Write a port, like 20202."),
         ("NODE", 5, "Write '5'."),
-        ("NODE", None, "An environment variable that is not set gives None. Write 'web1', or leave the key out."),
+        ("NODE", "", "Write this machine's name (one of: a, b)."),
+        (
+            "NODE",
+            None,
+            "An environment variable that is not set gives None. "
+            "Write this machine's name (one of: a, b), or leave the key out.",
+        ),
+        (
+            "SECRET",
+            None,
+            "An environment variable that is not set gives None. "
+            "Write 32 random bytes or more as a str, or a list of them.",
+        ),
         ("BINARY", Path("/opt/litefs"), "Write '/opt/litefs'."),
         ("MOUNT_PATH", b"/litefs", "Write '/litefs'."),
         ("MOUNT_PATH", 5, "Write '5'."),
         ("MOUNT_PATH", ["/litefs"], "Write a path, like '/litefs'."),
-        ("LEADER_ELECTION", [], "Write 'static' or 'consul'."),
+        ("LEADER_ELECTION", [], "Write 'static' or 'raft' or 'consul'."),
         ("NODES", [], 'Write {"web1": {"ADDRESS": "10.0.0.1"}}.'),
         ("LITEFS_YML", "log: {}", 'Write a dict of LiteFS\'s own keys, like {"log": {"format": "json"}}.'),
     ],
@@ -230,7 +242,10 @@ def test_the_names_of_nodes_are_text() -> None:
     assert only(problems(raw)).setting == 'LITEFS["NODES"]["5"]'
 
 
-@pytest.mark.parametrize("secret", [5, "a short password", ["a secret in a list that is long enough for one"]])
+@pytest.mark.parametrize(
+    "secret",
+    [5, "a short password", ["x" * 40, "a short password in a list"], [b"a password in a list of bytes, and long"]],
+)
 def test_a_secret_is_never_shown(secret: Any) -> None:
     problem = only(problems({**TWO_NODES, "SECRET": secret}))
     assert problem.setting == 'LITEFS["SECRET"]'
@@ -272,18 +287,25 @@ WRONG: dict[str, SearchStrategy[Any]] = {
     "MOUNT_PATH": not_a_path,
     "DATA_PATH": not_a_path,
     "RUN_PATH": not_a_path,
-    "LEADER_ELECTION": st.one_of(not_text, st.text().filter(lambda text: text not in ("static", "consul"))),
+    "LEADER_ELECTION": st.one_of(not_text, st.text().filter(lambda text: text not in LEASE_TYPES)),
     "NODE": no_name,
     "NODES": st.sampled_from([*junk, [], "a", {"a": None}, {"a": {}}]),
     "PRIMARY": no_name,
     "CONSUL": st.sampled_from([*junk, {}, {"URL": "http://10.0.0.9:8500"}, {"KEY": "k"}, "http://10.0.0.9:8500"]),
     "HTTP_PORT": not_whole,
+    "RAFT_PORT": not_whole,
+    "RELAY_PORT": not_whole,
+    "LEASE_TTL": not_a_duration,
     "RETENTION": st.one_of(not_a_duration, st.sampled_from([0, 0.999])),
     "MAX_LAG": st.one_of(not_a_duration, st.just(0)),
     "ALLOW_OTHER": not_a_flag.filter(lambda value: value is not None),
     "LITEFS_YML": st.sampled_from([*junk, [], "fuse: {}", {"x": 1}, {"exec": "app"}, {"log": {"format": 1}}]),
     "BINARY": st.one_of(not_text, st.just("")),
-    "SECRET": st.one_of(not_text, st.text(max_size=7)),
+    "SECRET": st.one_of(
+        not_text.filter(lambda value: value != []),
+        st.text(max_size=7),
+        st.sampled_from([["x" * 32, "short"], ["x" * 32, None], ["x" * 32, b"x" * 32]]),
+    ),
     "HANDOVER": st.one_of(not_text, st.sampled_from(["", "proxy"])),
     "HANDOVER_TIMEOUT": st.one_of(not_a_duration, st.just(0)),
     "WRITES": st.sampled_from([None, "/a", [5], ["login"], [""], {"/a"}]),
@@ -294,6 +316,9 @@ WRONG_IN_NODE: dict[str, SearchStrategy[Any]] = {
     "URL": no_url,
     "PUBLIC_URL": no_url,
     "HTTP_PORT": st.one_of(not_whole, st.sampled_from([0, 65536, -1])),
+    "RAFT_PORT": not_whole,
+    "RELAY_PORT": not_whole,
+    "WITNESS": not_a_flag,
 }
 
 
@@ -319,7 +344,9 @@ def test_any_wrong_value_of_a_node_is_refused_by_its_name(raw: dict[str, Any], d
 @patient
 @given(raw=litefs_settings(), data=st.data())
 def test_any_missing_or_misspelt_key_is_refused_by_its_name(raw: dict[str, Any], data: st.DataObject) -> None:
-    needed = "PRIMARY" if raw["LEADER_ELECTION"] == "static" and len(raw["NODES"]) > 1 else "CONSUL"
+    needed = {"static": "PRIMARY" if len(raw["NODES"]) > 1 else "", "consul": "CONSUL", "raft": "SECRET"}[
+        raw["LEADER_ELECTION"]
+    ]
     section, path, missing = data.draw(
         st.sampled_from(
             [
@@ -345,6 +372,81 @@ def test_any_overlap_and_port_used_twice_is_refused(raw: dict[str, Any], data: s
 
     name = data.draw(st.sampled_from(sorted(raw["NODES"])))
     node = raw["NODES"][name]
-    twin = {**node, "HTTP_PORT": node.get("HTTP_PORT", raw.get("HTTP_PORT", 20202))}
+    twin = {
+        **node,
+        "HTTP_PORT": node.get("HTTP_PORT", raw.get("HTTP_PORT", 20202)),
+        # Ports that no strategy draws.
+        "RAFT_PORT": 1,
+        "RELAY_PORT": 2,
+    }
     nodes = {**raw["NODES"], "twin-of-another": twin}
     assert "HTTP_PORT" in str(only(problems({**raw, "NODES": nodes})))
+
+
+class TestRaft:
+    RAFT: dict[str, Any] = {
+        "LEADER_ELECTION": "raft",
+        "NODE": "web1",
+        "NODES": {f"web{number}": {"ADDRESS": f"10.0.0.{number}"} for number in (1, 2, 3)},
+        "SECRET": "x" * 32,
+    }
+
+    def test_what_the_nodes_are(self) -> None:
+        nodes = {**self.RAFT["NODES"], "web3": {"ADDRESS": "10.0.0.3", "WITNESS": True, "RELAY_PORT": 7}}
+        it = read_settings({**self.RAFT, "NODES": nodes, "RAFT_PORT": 5, "SECRET": ["y" * 32, "x" * 32]}, {})
+        assert it.secrets == ("y" * 32, "x" * 32)
+        assert it.lease_ttl == 3.0
+        assert [(node.http_port, node.raft_port, node.relay_port) for node in it.cluster.nodes] == [
+            (20202, 5, 20204),
+            (20202, 5, 20204),
+            (20202, 5, 7),
+        ]
+        assert [node.name for node in it.cluster.data_nodes] == ["web1", "web2"]
+        assert [node.name for node in it.cluster.others] == ["web2"]
+        assert it.cluster.this.local_url == "http://127.0.0.1:20202"
+        assert it.cluster.this.relay_url == "https://10.0.0.1:20204"
+
+    def test_without_it_its_ports_are_nobody_s(self) -> None:
+        """A static cluster may have LiteFS on any of them."""
+        static = {**self.RAFT, "LEADER_ELECTION": "static", "PRIMARY": "web1", "HTTP_PORT": 20203}
+        assert {node.raft_port for node in read_settings(static, {}).cluster.nodes} == {None}
+
+    @pytest.mark.parametrize(
+        ("changes", "code", "setting"),
+        [
+            ({"SECRET": []}, "E005", 'LITEFS["SECRET"]'),
+            ({"SECRET": "x" * 31}, "E004", 'LITEFS["SECRET"]'),
+            ({"SECRET": ["x" * 32, "x" * 31]}, "E004", 'LITEFS["SECRET"]'),
+            ({"LEASE_TTL": 1.2}, "E004", 'LITEFS["LEASE_TTL"]'),
+            ({"LEASE_TTL": "3s"}, "E003", 'LITEFS["LEASE_TTL"]'),
+            ({"PRIMARY": "web1"}, "E006", 'LITEFS["PRIMARY"]'),
+            ({"CONSUL": {"URL": "http://10.0.0.9:8500", "KEY": "k"}}, "E006", 'LITEFS["CONSUL"]'),
+            ({"HTTP_PORT": 20203}, "E006", 'LITEFS["NODES"]["web1"]["RAFT_PORT"]'),
+            ({"RELAY_PORT": 20203}, "E006", 'LITEFS["NODES"]["web1"]["RELAY_PORT"]'),
+            ({"RELAY_PORT": 20202}, "E006", 'LITEFS["NODES"]["web1"]["RELAY_PORT"]'),
+            ({"RAFT_PORT": 0}, "E004", 'LITEFS["NODES"]["web1"]["RAFT_PORT"]'),
+            ({"RELAY_PORT": 65536}, "E004", 'LITEFS["NODES"]["web1"]["RELAY_PORT"]'),
+            ({"NODES": {"web1": {"ADDRESS": "10.0.0.1", "WITNESS": True}}}, "E006", 'LITEFS["NODES"]'),
+            ({"LEASE_TLL": 3}, "E002", 'LITEFS["LEASE_TLL"]'),
+        ],
+    )
+    def test_what_is_refused(self, changes: dict[str, Any], code: str, setting: str) -> None:
+        found = problems({**self.RAFT, **changes})
+        assert (found[0].code, found[0].setting) == (code, setting)
+        assert len({(problem.code, problem.setting.rpartition("[")[2]) for problem in found}) == 1
+        assert found[0].hint
+
+    def test_a_secret_is_needed(self) -> None:
+        without = {key: value for key, value in self.RAFT.items() if key != "SECRET"}
+        assert only(problems(without)).code == "E005"
+
+    def test_an_application_server_on_a_port_of_ours(self) -> None:
+        nodes = {"web1": {"ADDRESS": "10.0.0.1", "URL": "http://10.0.0.1:20204"}}
+        assert only(problems({**self.RAFT, "NODES": nodes})).setting == 'LITEFS["NODES"]["web1"]["URL"]'
+
+    @pytest.mark.parametrize("kind", ["static", "consul"])
+    def test_without_it_nobody_is_a_witness(self, kind: str) -> None:
+        lease = {"PRIMARY": "web1"} if kind == "static" else {"CONSUL": {"URL": "http://10.0.0.9:8500", "KEY": "k"}}
+        nodes = {**self.RAFT["NODES"], "web2": {"ADDRESS": "10.0.0.2", "WITNESS": True}}
+        problem = only(problems({**self.RAFT, **lease, "LEADER_ELECTION": kind, "NODES": nodes}))
+        assert (problem.code, problem.setting) == ("E006", 'LITEFS["NODES"]["web2"]["WITNESS"]')

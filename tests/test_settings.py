@@ -255,14 +255,15 @@ class TestLiteFSSettings:
     @pytest.mark.parametrize(
         ("changes", "code", "key"),
         [
-            ({"leader_election": "raft"}, "E004", "LEADER_ELECTION"),
+            ({"leader_election": "zookeeper"}, "E004", "LEADER_ELECTION"),
             ({"cluster": ClusterConfig(nodes=(A, B), node="a")}, "E005", "PRIMARY"),
             ({"consul": CONSUL}, "E006", "CONSUL"),
             ({"leader_election": "consul", "consul": CONSUL}, "E006", "PRIMARY"),
             ({"retention": 0.0}, "E004", "RETENTION"),
             ({"retention": 0.9}, "E004", "RETENTION"),
             ({"max_lag": 0.0}, "E004", "MAX_LAG"),
-            ({"secret": "x" * 31}, "E004", "SECRET"),
+            ({"secrets": ("x" * 31,)}, "E004", "SECRET"),
+            ({"secrets": ("x" * 32, "x" * 31)}, "E004", "SECRET"),
             ({"handover": "proxy"}, "E004", "HANDOVER"),
             ({"handover_timeout": 0.0}, "E004", "HANDOVER_TIMEOUT"),
             ({"writes": ("login/",)}, "E004", "WRITES"),

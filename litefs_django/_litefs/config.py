@@ -16,17 +16,24 @@ from litefs_django._litefs import litefs_yml
 from litefs_django._litefs.errors import SettingsError
 from litefs_django._litefs.settings import LiteFSSettings
 
+# The lease's name where the lease process keeps it.
+LEASE_KEY = "litefs"
+# In place of the lease process's port and token, which are other ones at each start.
+LEASE_URL = "http://:made-by-litefs_run@127.0.0.1:1"
+
 _HEADER = "# Made by litefs_django from settings.LITEFS: change it there.\n"
 
 
 class ConfigGenerator:
     """Makes litefs.yml for `settings.cluster.this`.
 
-    Raises SettingsError when `settings.litefs_yml` cannot work.
+    `lease_url` is where this node's lease process answers with Raft, which only litefs_run knows. Raises SettingsError
+    when `settings.litefs_yml` cannot work.
     """
 
-    def __init__(self, settings: LiteFSSettings) -> None:
+    def __init__(self, settings: LiteFSSettings, lease_url: str = LEASE_URL) -> None:
         self.settings = settings
+        self._lease_url = lease_url
         cluster = settings.cluster
         if problems := litefs_yml.find_problems(
             settings.litefs_yml,
@@ -43,7 +50,7 @@ class ConfigGenerator:
             "fuse": {"dir": str(settings.mount_path), "allow-other": self.is_open_to_others},
             "data": {"dir": str(settings.data_path), "retention": format_duration(settings.retention)},
             # LiteFS's HTTP API knows no authentication: one interface, and not all of them as by default.
-            "http": {"addr": settings.cluster.this.host_and_port},
+            "http": {"addr": self._http_address},
             "lease": self._lease(),
         }
         return _merged(base, settings.litefs_yml)
@@ -77,8 +84,21 @@ class ConfigGenerator:
             os.unlink(temporary)
             raise
 
+    @property
+    def _is_raft(self) -> bool:
+        return self.settings.leader_election == "raft"
+
+    @property
+    def _http_address(self) -> str:
+        this = self.settings.cluster.this
+        return f"127.0.0.1:{this.http_port}" if self._is_raft else this.host_and_port
+
     def _lease(self) -> dict[str, Any]:
         cluster, consul = self.settings.cluster, self.settings.consul
+        if self._is_raft:
+            ttl = format_duration(self.settings.lease_ttl)
+            consul_api = {"url": self._lease_url, "key": LEASE_KEY, "ttl": ttl}
+            return consul_lease(cluster.node, cluster.this.local_url, consul_api)
         if consul is not None:
             return consul_lease(
                 cluster.node,

@@ -81,7 +81,7 @@ def find_listener(settings: LiteFSSettings) -> Listener | None:
     if pid is not None and (data_path := _data_path(pid)) is not None:
         return Listener(is_ours=data_path == settings.data_path, pid=pid)
     try:
-        info = LiteFSClient(settings.cluster.this.http_url).info()
+        info = LiteFSClient(ConfigGenerator(settings).local_url).info()
     except ClientError:
         return Listener(is_ours=False, pid=pid)
     return Listener(is_ours=Path(info.path) == settings.data_path, pid=pid)

@@ -27,6 +27,9 @@ from litefs_django._litefs.settings import (
 
 T = TypeVar("T")
 
+# What each port is unless LITEFS, or the node, says otherwise.
+PORTS = {"HTTP_PORT": 20202, "RAFT_PORT": 20203, "RELAY_PORT": 20204}
+
 # What each key could be, for who has to be told what to write.
 EXAMPLES = {
     "NODE": "'web1'",
@@ -34,6 +37,10 @@ EXAMPLES = {
     "ADDRESS": "a host name or IP address, like '10.0.0.1'",
     "URL": "a base URL, like 'http://10.0.0.1:8000'",
     "HTTP_PORT": "a port, like 20202",
+    "RAFT_PORT": "a port, like 20203",
+    "RELAY_PORT": "a port, like 20204",
+    "WITNESS": "True or False",
+    "LEASE_TTL": "seconds, like 3, or timedelta(seconds=3)",
     "PRIMARY": "the name of a node, like 'web1'",
     "LEADER_ELECTION": " or ".join(map(repr, LEASE_TYPES)),
     "CONSUL": '{"URL": "http://10.0.0.9:8500", "KEY": "litefs/mysite"}',
@@ -47,7 +54,7 @@ EXAMPLES = {
     "MAX_LAG": "seconds, like 10, or timedelta(seconds=10)",
     "ALLOW_OTHER": "True or False",
     "LITEFS_YML": 'a dict of LiteFS\'s own keys, like {"log": {"format": "json"}}',
-    "SECRET": "32 random bytes or more as a str",
+    "SECRET": "32 random bytes or more as a str, or a list of them",
     "HANDOVER": " or ".join(map(repr, HANDOVER_MODES)),
     "HANDOVER_TIMEOUT": "seconds, like 20, or timedelta(seconds=20)",
     "WRITES": "a list of paths, like ['/login/callback/*']",
@@ -64,11 +71,11 @@ def read_settings(raw: object, databases: Mapping[str, object]) -> LiteFSSetting
     """
     problems: list[SettingProblem] = []
     top = _Section("LITEFS", raw, problems)
-    node = top.take("NODE", _text, socket.gethostname())
-    port = top.take("HTTP_PORT", _whole, 20202)
-    nodes = _read_nodes(top, node, port)
-    primary = top.take("PRIMARY", _text, None)
+    node = top.take("NODE", _text, socket.gethostname(), _this_machine(top.raw.get("NODES")))
     leader_election = cast(LeaseType, top.take("LEADER_ELECTION", _text, "static"))
+    ports = {key: top.take(key, _whole, port) for key, port in PORTS.items()}
+    nodes = _read_nodes(top, node, ports, is_raft=leader_election == "raft")
+    primary = top.take("PRIMARY", _text, None)
     if primary is None and leader_election == "static" and len(nodes) == 1:
         primary = nodes[0].name
     mount_path = top.take("MOUNT_PATH", _path, Path("/litefs"))
@@ -79,13 +86,14 @@ def read_settings(raw: object, databases: Mapping[str, object]) -> LiteFSSetting
         "run_path": top.take("RUN_PATH", _path, None),
         "leader_election": leader_election,
         "consul": _read_consul(top),
+        "lease_ttl": top.take("LEASE_TTL", _seconds, 3.0),
         "databases": _read_databases(databases, mount_path, problems),
         "retention": top.take("RETENTION", _seconds, 600.0),
         "max_lag": top.take("MAX_LAG", _seconds, 10.0),
         "allow_other": top.take("ALLOW_OTHER", _flag, None),
         "litefs_yml": top.take("LITEFS_YML", _mapping, {}),
         "binary": top.take("BINARY", _text, None),
-        "secret": top.take("SECRET", _secret, None),
+        "secrets": top.take("SECRET", _secrets, ()),
         "handover": cast(HandoverMode, top.take("HANDOVER", _text, "forward")),
         "handover_timeout": top.take("HANDOVER_TIMEOUT", _seconds, 20.0),
         "writes": top.take("WRITES", _texts, ()),
@@ -107,22 +115,30 @@ def read_settings(raw: object, databases: Mapping[str, object]) -> LiteFSSetting
     return settings
 
 
-def _read_nodes(top: _Section, this: str, port: int) -> tuple[Node, ...]:
+def _read_nodes(top: _Section, this: str, ports: Mapping[str, int], *, is_raft: bool) -> tuple[Node, ...]:
     nodes: list[Node] = []
     for name, raw in top.take("NODES", _mapping, {this: {"ADDRESS": "127.0.0.1"}}).items():
         section = _Section(f'{top.path}["NODES"]["{name}"]', raw, top.problems)
         address = section.take("ADDRESS", _text, None)
         url = section.take("URL", _text, None)
         public_url = section.take("PUBLIC_URL", _text, None)
-        http_port = section.take("HTTP_PORT", _whole, port)
+        own = {key: section.take(key, _whole, port) for key, port in ports.items()}
+        is_witness = section.take("WITNESS", _flag, False)
         section.refuse_unknown()
         if not isinstance(name, str):
             section.note("E003", "", f"{name!r} is not a str.", "Name each node with a str.")
         elif address is not None:
-            node = _build(
-                top.problems,
-                lambda: Node(name=name, address=address, url=url, public_url=public_url, http_port=http_port),  # noqa: B023
-            )
+            values: dict[str, Any] = {
+                "name": name,
+                "address": address,
+                "url": url,
+                "public_url": public_url,
+                "http_port": own["HTTP_PORT"],
+                "raft_port": own["RAFT_PORT"] if is_raft else None,
+                "relay_port": own["RELAY_PORT"] if is_raft else None,
+                "is_witness": is_witness,
+            }
+            node = _build(top.problems, lambda: Node(**values))  # noqa: B023
             if node is not None:
                 nodes.append(node)
         else:
@@ -187,7 +203,8 @@ class _Section:
         path = f'{self.path}["{key}"]' if key else self.path
         self.problems.append(SettingProblem(code, path, message, hint))
 
-    def take(self, key: str, convert: Callable[[object], T], default: Any) -> Any:
+    def take(self, key: str, convert: Callable[[object], T], default: Any, example: str = "") -> Any:
+        example = example or EXAMPLES[key]
         self.known.append(key)
         if key not in self.raw:
             return default
@@ -195,10 +212,10 @@ class _Section:
             return convert(self.raw[key])
         except TypeError as error:
             # What should have been a dictionary may hold a secret.
-            shown = "The value" if convert in (_mapping, _secret) else repr(self.raw[key])
-            self.note("E003", key, f"{shown} is not {error}.", _what_to_write(self.raw[key], convert, key))
+            shown = "The value" if convert in (_mapping, _secrets) else repr(self.raw[key])
+            self.note("E003", key, f"{shown} is not {error}.", _what_to_write(self.raw[key], convert, example))
         except ValueError as error:
-            self.note("E004", key, f"{self.raw[key]!r} is not {error}.", f"Write {EXAMPLES[key]}.")
+            self.note("E004", key, f"{self.raw[key]!r} is not {error}.", f"Write {example}.")
         return default
 
     def require(self, key: str, hint: str) -> None:
@@ -222,10 +239,19 @@ def _build(problems: list[SettingProblem], make: Callable[[], T]) -> T | None:
         return None
 
 
-def _what_to_write(value: object, convert: Callable[[Any], object], key: str) -> str:
+def _this_machine(nodes: object) -> str:
+    """What NODE could be."""
+    if not isinstance(nodes, Mapping) or not nodes:
+        return EXAMPLES["NODE"]
+    return f"this machine's name (one of: {', '.join(map(str, nodes))})"
+
+
+def _what_to_write(value: object, convert: Callable[[Any], object], example: str) -> str:
     """The hint for a value of the wrong type: what was meant, where that can be told, else an example."""
     if value is None:
-        return f"An environment variable that is not set gives None. Write {EXAMPLES[key]}, or leave the key out."
+        # Few can do without a secret.
+        otherwise = "" if convert is _secrets else ", or leave the key out"
+        return f"An environment variable that is not set gives None. Write {example}{otherwise}."
     text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
     if convert is _flag and text.lower() in ("true", "false", "1", "0", "on", "off", "yes", "no"):
         return f"Write {text.lower() in ('true', '1', 'on', 'yes')}."
@@ -235,7 +261,7 @@ def _what_to_write(value: object, convert: Callable[[Any], object], key: str) ->
         return f"Write {text.removesuffix('.0')}."
     if convert in (_text, _path) and text and isinstance(value, (bytes, Path, int)) and not isinstance(value, bool):
         return f"Write {text!r}."
-    return f"Write {EXAMPLES[key]}."
+    return f"Write {example}."
 
 
 def _meant_seconds(text: str) -> str | None:
@@ -255,10 +281,11 @@ def _text(value: object) -> str:
     return value
 
 
-def _secret(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError("a str")
-    return value
+def _secrets(value: object) -> tuple[str, ...]:
+    secrets = (value,) if isinstance(value, str) else value
+    if not isinstance(secrets, (list, tuple)) or not all(isinstance(secret, str) for secret in secrets):
+        raise TypeError("a str, or a list of str")
+    return tuple(secrets)
 
 
 def _texts(value: object) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from litefs_django._litefs.errors import SettingProblem, SettingsError
 
-LeaseType = Literal["static", "consul"]
+LeaseType = Literal["static", "raft", "consul"]
 LEASE_TYPES: tuple[LeaseType, ...] = get_args(LeaseType)
 HandoverMode = Literal["forward", "redirect", "replay"]
 HANDOVER_MODES: tuple[HandoverMode, ...] = get_args(HandoverMode)
@@ -31,6 +31,9 @@ _NODE_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(\.(?!-)[A-Za-z0-9_-]{1,63})*\.?")
 # Control characters, and the halves of surrogate pairs that stand for bytes which are not UTF-8.
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+
+
+_SECRET = 'Make one for the cluster: python -c "import secrets; print(secrets.token_urlsafe(32))".'
 
 
 class _Problems(list[SettingProblem]):
@@ -51,7 +54,8 @@ class Node:
     `name` is what LiteFS calls its hostname and writes into `.primary`; `address` a host name or
     IP address that the other nodes reach, without a port; `url` the application server's own base
     URL, if known; `public_url` the one at which visitors reach this node and no other, if they can;
-    `http_port` where LiteFS's HTTP API listens.
+    `http_port` where LiteFS's HTTP API listens. With Raft, and else None, `raft_port` and `relay_port` are where the
+    lease processes and relays of the nodes talk to each other; a witness votes and has no data.
     """
 
     name: str
@@ -59,6 +63,9 @@ class Node:
     url: str | None = None
     public_url: str | None = None
     http_port: int = 20202
+    raft_port: int | None = None
+    relay_port: int | None = None
+    is_witness: bool = False
 
     def __post_init__(self) -> None:
         problems = _Problems()
@@ -83,23 +90,44 @@ class Node:
         ):
             if url is not None and (reason := url_problem(url)):
                 problems.note("E004", f'{where}["{key}"]', f"{url!r} {reason}.", hint)
-        check_port(problems, f'{where}["HTTP_PORT"]', self.http_port)
+        for key, port in self._ports().items():
+            check_port(problems, f'{where}["{key}"]', port)
         problems.raise_any()
+
+    def _ports(self) -> dict[str, int]:
+        """By the key that says which."""
+        ports = {"HTTP_PORT": self.http_port, "RAFT_PORT": self.raft_port, "RELAY_PORT": self.relay_port}
+        return {key: port for key, port in ports.items() if port is not None}
 
     @property
     def http_url(self) -> str:
-        """Where the node's LiteFS HTTP API answers."""
+        """Where the node's LiteFS HTTP API answers, but with Raft."""
         return f"http://{self.host_and_port}"
+
+    @property
+    def local_url(self) -> str:
+        """Where it answers with Raft: on its own machine alone."""
+        return f"http://127.0.0.1:{self.http_port}"
+
+    @property
+    def relay_url(self) -> str:
+        """Where the node's relay answers."""
+        return f"https://{self._host}:{self.relay_port}"
 
     @property
     def host_and_port(self) -> str:
         """ADDRESS:HTTP_PORT, an IPv6 address in brackets."""
-        host = f"[{self.address}]" if ":" in self.address else self.address
-        return f"{host}:{self.http_port}"
+        return f"{self._host}:{self.http_port}"
+
+    @property
+    def _host(self) -> str:
+        """The address as a URL has it."""
+        return f"[{self.address}]" if ":" in self.address else self.address
 
     def listens_on(self) -> Iterable[tuple[int, str]]:
         """Each (port, setting that names it) that this node's address carries."""
-        yield self.http_port, f'LITEFS["NODES"]["{self.name}"]["HTTP_PORT"]'
+        for key, port in self._ports().items():
+            yield port, f'LITEFS["NODES"]["{self.name}"]["{key}"]'
         if self.url is not None:
             parts = urlsplit(self.url)
             if parts.hostname == self.address.lower():
@@ -144,9 +172,14 @@ class ClusterConfig:
         return next(node for node in self.nodes if node.name == self.node)
 
     @property
+    def data_nodes(self) -> tuple[Node, ...]:
+        """All nodes that have the databases: all but witnesses."""
+        return tuple(node for node in self.nodes if not node.is_witness)
+
+    @property
     def others(self) -> tuple[Node, ...]:
-        """All nodes but this one."""
-        return tuple(node for node in self.nodes if node.name != self.node)
+        """All nodes with data but this one."""
+        return tuple(node for node in self.data_nodes if node.name != self.node)
 
     def get(self, name: str | None) -> Node | None:
         """The node of that name, None when there is none."""
@@ -206,8 +239,9 @@ class LiteFSSettings:
     """The whole of `LITEFS`, valid. Durations are in seconds.
 
     `allow_other` None means: on when the supervisor is root (others may then open the mount).
-    `litefs_yml` holds extra litefs.yml keys, checked by `ConfigGenerator`. `secret` is what the nodes
-    alone share; `writes` are paths in which `*` stands for anything.
+    `litefs_yml` holds extra litefs.yml keys, checked by `ConfigGenerator`. `secrets` are what the nodes
+    alone share: the first one signs and connects, each is accepted; `writes` are paths in which `*` stands for
+    anything.
     """
 
     cluster: ClusterConfig
@@ -217,13 +251,14 @@ class LiteFSSettings:
     run_path: Path | None = None
     leader_election: LeaseType = "static"
     consul: ConsulConfig | None = None
+    lease_ttl: float = 3.0
     databases: tuple[DatabaseConfig, ...] = ()
     retention: float = 600.0
     max_lag: float = 10.0
     allow_other: bool | None = None
     litefs_yml: Mapping[str, Any] = field(default_factory=dict)
     binary: str | None = None
-    secret: str | None = field(default=None, repr=False)
+    secrets: tuple[str, ...] = field(default=(), repr=False)
     handover: HandoverMode = "forward"
     handover_timeout: float = 20.0
     writes: tuple[str, ...] = ()
@@ -258,16 +293,16 @@ class LiteFSSettings:
     def handover_problems(self) -> list[SettingProblem]:
         """What the middleware lacks to hand requests over; nothing where there is one node alone."""
         problems = _Problems()
-        if len(self.cluster.nodes) < 2:
+        if len(self.cluster.data_nodes) < 2:
             return problems
-        if self.handover == "forward" and self.secret is None:
+        if self.handover == "forward" and not self.secrets:
             problems.note(
                 "E030",
                 'LITEFS["SECRET"]',
                 "is missing, and LiteFSMiddleware signs with it what it forwards.",
                 'Make one for all nodes: python -c "import secrets; print(secrets.token_urlsafe(32))".',
             )
-        for node in self.cluster.nodes:
+        for node in self.cluster.data_nodes:
             for mode, key, url in (("forward", "URL", node.url), ("redirect", "PUBLIC_URL", node.public_url)):
                 if self.handover == mode and url is None:
                     problems.note(
@@ -324,13 +359,6 @@ class LiteFSSettings:
                     "is missing, and LITEFS[\"LEADER_ELECTION\"] is 'consul'.",
                     'Give {"URL": "http://10.0.0.9:8500", "KEY": "litefs/mysite"}.',
                 )
-            if self.cluster.primary is not None:
-                problems.note(
-                    "E006",
-                    'LITEFS["PRIMARY"]',
-                    f"{self.cluster.primary!r} is set, but with 'consul' the nodes elect their primary.",
-                    "Remove it, or set LITEFS[\"LEADER_ELECTION\"] to 'static'.",
-                )
         elif self.consul is not None:
             problems.note(
                 "E006",
@@ -339,14 +367,39 @@ class LiteFSSettings:
                 "Remove it, or set LITEFS[\"LEADER_ELECTION\"] to 'consul'.",
             )
 
-    def _check_handover(self, problems: _Problems) -> None:
-        if self.secret is not None and len(self.secret.encode(errors="surrogatepass")) < 32:
+        if self.leader_election in ("raft", "consul") and self.cluster.primary is not None:
+            problems.note(
+                "E006",
+                'LITEFS["PRIMARY"]',
+                f"{self.cluster.primary!r} is set, but with {self.leader_election!r} the nodes elect their primary.",
+                "Remove it, or set LITEFS[\"LEADER_ELECTION\"] to 'static'.",
+            )
+        if self.leader_election == "raft":
+            self._check_raft(problems)
+        elif witness := next((node for node in self.cluster.nodes if node.is_witness), None):
+            problems.note(
+                "E006",
+                f'LITEFS["NODES"]["{witness.name}"]["WITNESS"]',
+                f"is True, and LITEFS[\"LEADER_ELECTION\"] is {self.leader_election!r}: only with 'raft' nodes vote.",
+                "Remove it.",
+            )
+
+    def _check_raft(self, problems: _Problems) -> None:
+        if not self.secrets:
+            problems.note("E005", 'LITEFS["SECRET"]', "is missing, and with 'raft' the nodes talk under it.", _SECRET)
+        if self.lease_ttl <= 1.2:
             problems.note(
                 "E004",
-                'LITEFS["SECRET"]',
-                "is shorter than 32 bytes.",
-                'Make one for the cluster: python -c "import secrets; print(secrets.token_urlsafe(32))".',
+                'LITEFS["LEASE_TTL"]',
+                f"{self.lease_ttl!r} leaves a primary no time to leave before another one may follow.",
+                "Give more than 1.2 seconds, like 3.",
             )
+        if not self.cluster.data_nodes:
+            problems.note("E006", 'LITEFS["NODES"]', "are all witnesses.", "Witnesses vote, and have no data.")
+
+    def _check_handover(self, problems: _Problems) -> None:
+        if any(len(secret.encode(errors="surrogatepass")) < 32 for secret in self.secrets):
+            problems.note("E004", 'LITEFS["SECRET"]', "is shorter than 32 bytes.", _SECRET)
         if self.handover not in HANDOVER_MODES:
             problems.note(
                 "E004",

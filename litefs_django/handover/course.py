@@ -93,8 +93,8 @@ class _Refused(Exception):
 
 
 @lru_cache(maxsize=1)
-def _signer(secret: str) -> signing.Signer:
-    return signing.Signer([secret])
+def _signer(secrets: tuple[str, ...]) -> signing.Signer:
+    return signing.Signer(secrets)
 
 
 def course(request: HttpRequest) -> Steps[HttpResponseBase]:
@@ -112,7 +112,7 @@ class _Course:
         self.settings = settings
         self.exchange = exchange
         self.request = exchange.request
-        self.signer = _signer(settings.secret) if settings.secret else None
+        self.signer = _signer(settings.secrets) if settings.secrets else None
         self.is_from_node = False
         self.is_writing = False
         # Whether the primary was sent a request for what it has, which may also have written, and has not answered.
