@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -12,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from litefs_django._litefs import node_file
-from litefs_django._litefs.node_file import NAME, STALE_NS, NodeFile, NodeFileWriter, boottime_ns
+from litefs_django._litefs.node_file import NAME, STALE_NS, LeaseWords, NodeFile, NodeFileWriter, boottime_ns
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The time that both sides see, in ns."""
+    """The time that both sides see, in ns. It stands still, however long a test takes."""
     now = [boottime_ns()]
     monkeypatch.setattr(node_file, "boottime_ns", lambda: now[0])
     return now
@@ -150,3 +151,60 @@ def test_read_while_written(writer: NodeFileWriter, tmp_path: Path) -> None:
     last = NodeFile(tmp_path).generation()
     assert last is not None
     assert all(generation is not None and first <= generation <= last for generation in seen)
+
+
+class TestLease:
+    def test_until_its_deadline(self, writer: NodeFileWriter, clock: list[int], tmp_path: Path) -> None:
+        reader, lease = NodeFile(tmp_path), LeaseWords(tmp_path)
+        assert not reader.is_leased(), "nobody has said so"
+        lease.set_deadline(clock[0] / 1e9 + 3)
+        assert abs(writer.deadline - clock[0] - 3_000_000_000) < 1000
+        assert reader.is_leased()
+        clock[0] = writer.deadline - 1
+        assert reader.is_leased()
+        clock[0] += 1
+        assert not reader.is_leased()
+        lease.set_deadline(clock[0] / 1e9 + 3)
+        assert reader.is_leased()
+        lease.set_deadline(0)
+        assert writer.deadline == 0
+        assert not reader.is_leased()
+
+    def test_it_goes_on_while_the_supervisor_is_dead(
+        self, writer: NodeFileWriter, clock: list[int], tmp_path: Path
+    ) -> None:
+        """LiteFS dies with its supervisor, and the lease process too: a stale heartbeat alone ends nothing."""
+        reader = NodeFile(tmp_path)
+        LeaseWords(tmp_path).set_deadline(clock[0] / 1e9 + 10)
+        assert reader.is_leased()
+        clock[0] += STALE_NS * 2
+        assert reader.generation() is None
+        assert reader.is_leased()
+
+    def test_that_of_the_next_supervisor_is_found(self, clock: list[int], tmp_path: Path) -> None:
+        """The old file is mapped still, and its lease is over."""
+        first = NodeFileWriter(tmp_path)
+        LeaseWords(tmp_path).set_deadline(clock[0] / 1e9 + 1)
+        reader = NodeFile(tmp_path)
+        assert reader.is_leased()
+        second = NodeFileWriter(tmp_path)
+        clock[0] += STALE_NS * 2
+        second.beat()
+        LeaseWords(tmp_path).set_deadline(clock[0] / 1e9 + 3)
+        assert reader.is_leased()
+        assert (first.deadline < second.deadline) is True
+        second.close()
+
+    def test_nobody_says(self, clock: list[int], tmp_path: Path) -> None:
+        assert not NodeFile(tmp_path).is_leased()
+        with pytest.raises(OSError, match=NAME):
+            LeaseWords(tmp_path)
+
+    def test_a_file_of_the_release_before_is_refused(self, tmp_path: Path) -> None:
+        """It had three words, and its deadline was a name for nothing."""
+        now = boottime_ns()
+        words = struct.Struct("=4Q").pack(0x4C46_444A_0001_0018, now, 2, now + 10**12)
+        (tmp_path / NAME).write_bytes(words)
+        reader = NodeFile(tmp_path)
+        assert reader.generation() is None
+        assert not reader.is_leased()

@@ -7,6 +7,9 @@ over it. All words are native, aligned and 64 bits wide, so each load and store 
     0  format and size     FORMAT, so that a reader of another release refuses it
     1  heartbeat           CLOCK_BOOTTIME in ns, written every HEARTBEAT seconds
     2  mount generation    grows with each mount of LiteFS; odd while LiteFS is down
+    3  lease deadline      CLOCK_BOOTTIME in ns until which LiteFS may acknowledge writes; 0 when it may not. With Raft
+                           alone: the lease process writes it before it tells LiteFS
+    4  lease heartbeat     CLOCK_BOOTTIME in ns, written by the lease process every LEASE_HEARTBEAT seconds
 
 Nothing is ever decided from it that could put a write in the wrong place.
 """
@@ -21,12 +24,13 @@ from functools import partial
 from pathlib import Path
 
 NAME = "node"
-FORMAT = 0x4C46_444A_0001_0018  # "LFDJ", version 1, 24 bytes
+FORMAT = 0x4C46_444A_0002_0028  # "LFDJ", version 2, 40 bytes
 HEARTBEAT = 0.25
+LEASE_HEARTBEAT = 0.1
 STALE_NS = 1_000_000_000
 
-_WORDS = struct.Struct("=3Q")
-_FORMAT, _BEAT, _GENERATION = range(3)
+_WORDS = struct.Struct("=5Q")
+_FORMAT, _BEAT, _GENERATION, _DEADLINE, _LEASE_BEAT = range(5)
 
 
 # CLOCK_BOOTTIME in nanoseconds: monotonic, and it goes on while the machine is suspended. Not a function of ours:
@@ -46,7 +50,7 @@ class NodeFileWriter:
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:
             os.fchmod(descriptor, 0o644)
-            os.write(descriptor, _WORDS.pack(FORMAT, boottime_ns(), boottime_ns() | 1))
+            os.write(descriptor, _WORDS.pack(FORMAT, boottime_ns(), boottime_ns() | 1, 0, 0))
             self._words = memoryview(mmap.mmap(descriptor, _WORDS.size)).cast("Q")
         finally:
             os.close(descriptor)
@@ -60,6 +64,21 @@ class NodeFileWriter:
     def generation(self) -> int:
         """The mount generation."""
         return self._words[_GENERATION]
+
+    @property
+    def deadline(self) -> int:
+        """The lease deadline, as the lease process has written it."""
+        return self._words[_DEADLINE]
+
+    @property
+    def lease_has_lived(self) -> bool:
+        """Whether a lease process of this node has begun to take part: what ends one then may not end the next."""
+        return self._words[_LEASE_BEAT] != 0
+
+    @property
+    def lease_silence(self) -> float:
+        """Seconds since the lease process has last shown that it lives."""
+        return (boottime_ns() - self._words[_LEASE_BEAT]) / 1e9
 
     def mount_is_up(self) -> None:
         """LiteFS serves a new mount."""
@@ -75,6 +94,22 @@ class NodeFileWriter:
         """Leaves LiteFS marked as down for those who still map the file, and takes it away."""
         self.mount_is_down()
         self.path.unlink(missing_ok=True)
+
+
+class LeaseWords:
+    """The lease process's side. Raises OSError when there is no node file."""
+
+    def __init__(self, run_path: Path) -> None:
+        with (run_path / NAME).open("r+b") as file:
+            self._words = memoryview(mmap.mmap(file.fileno(), _WORDS.size)).cast("Q")
+
+    def set_deadline(self, deadline: float) -> None:
+        """In seconds of CLOCK_BOOTTIME."""
+        self._words[_DEADLINE] = int(deadline * 1e9)
+
+    def beat(self) -> None:
+        """To be called every LEASE_HEARTBEAT seconds."""
+        self._words[_LEASE_BEAT] = boottime_ns()
 
 
 class NodeFile:
@@ -98,6 +133,14 @@ class NodeFile:
         if words is not None and now - words[_BEAT] < STALE_NS:
             return words[_GENERATION]
         return None
+
+    def is_leased(self) -> bool:
+        """Whether the lease of this node's LiteFS has not come to its end; False when nobody says."""
+        words = self._words
+        if words is not None and boottime_ns() < words[_DEADLINE]:
+            return True
+        # It may be that of a supervisor that has ended.
+        return self.generation() is not None and self._words is not None and boottime_ns() < self._words[_DEADLINE]
 
     def _open(self) -> memoryview | None:
         try:

@@ -322,7 +322,7 @@ class Connection(MountedConnection):
         """
         waited = self._waiting(lambda: self.locks.take_turn(self.is_left_behind, with_gate=with_gate))
         try:
-            if boottime_ns() < unasked_until and self.is_known_alive():
+            if boottime_ns() < unasked_until and self.is_known_alive() and self.place.may_be_primary():
                 end_with_thread(self)
             else:
                 self._find_primary()

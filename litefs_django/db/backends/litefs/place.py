@@ -51,7 +51,8 @@ class Place:
     def role(self, device: int) -> Role:
         """This node's role now on the mount of that st_dev, by one stat of the database.
 
-        Its mode bits say it (LiteFS, fuse/database_node.go).
+        Its mode bits say it (LiteFS, fuse/database_node.go). With Raft they can be late, on a LiteFS that goes on after
+        it was stopped: then the lease has to be alive, too.
         """
         try:
             status = os.stat(self.path)
@@ -59,7 +60,11 @@ class Place:
             return Role.GONE
         if status.st_dev != device:
             return Role.GONE
-        return Role.PRIMARY if status.st_mode & WRITABLE else Role.REPLICA
+        return Role.PRIMARY if status.st_mode & WRITABLE and self.may_be_primary() else Role.REPLICA
+
+    def may_be_primary(self) -> bool:
+        """Whether the lease is alive, as far as there is one to be seen: with Raft."""
+        return self.settings.leader_election != "raft" or self.node_file.is_leased()
 
     def not_primary(self, why: str = "") -> NotPrimaryError:
         """The error that names this node and the primary."""
