@@ -13,6 +13,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 
 from litefs_django._litefs.errors import SettingsError
+from litefs_django._litefs.reach import missing_extra
 from litefs_django._litefs.reading import read_settings
 from litefs_django._litefs.settings import LiteFSSettings, is_in_memory_name
 
@@ -29,7 +30,10 @@ def read() -> LiteFSSettings:
         for alias, database in settings.DATABASES.items()
         if database.get("ENGINE") == ENGINE and not _is_in_memory_for_tests(alias, database)
     }
-    return read_settings(getattr(settings, "LITEFS", {}), names)
+    found = read_settings(getattr(settings, "LITEFS", {}), names)
+    if found.enabled and (problem := missing_extra(found)):
+        raise SettingsError([problem])
+    return found
 
 
 def get_settings() -> LiteFSSettings:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import re
+import ssl
 import time
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPResponse
+from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPResponse, HTTPSConnection
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from litefs_django._litefs.errors import ClientError
+from litefs_django._litefs.identity import QUESTION, Identity, peer_name
 from litefs_django._litefs.mount import Position
 
 T = TypeVar("T")
 
 # About 600 bytes of each database stand in /debug/vars, 3 kB of metrics in /metrics.
 MAX_BODY = 16 << 20
+
+# X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED (openssl, x509_vfy.h).
+_OF_TIME = {9, 10}
 
 _METRIC = re.compile(rb"^(litefs_is_primary|litefs_lag_seconds) (\S+)$", re.MULTILINE)
 
@@ -39,15 +44,25 @@ class Info:
     node_id: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The node `name`, behind its relay, as the node of `identity` asks it."""
+
+    name: str
+    identity: Identity
+
+
 class LiteFSClient:
     """One node's API. Thread-safe: each call has a connection of its own, and knows no proxy.
 
-    Each call raises ClientError when LiteFS does not answer as it should within `timeout` seconds.
+    With a `peer` the URL is https and its relay's, which answers questions alone. Each call raises ClientError when
+    LiteFS does not answer as it should within `timeout` seconds.
     """
 
-    def __init__(self, base_url: str, timeout: float = 2.0) -> None:
+    def __init__(self, base_url: str, timeout: float = 2.0, peer: Peer | None = None) -> None:
         self.base_url = base_url.rstrip("/")
         self.timeout = timeout
+        self._peer = peer
 
     def info(self) -> Info:
         headers, body = self._request("GET", "/info")
@@ -126,12 +141,17 @@ class LiteFSClient:
     def _request(self, method: str, path: str) -> tuple[HTTPMessage, bytes]:
         url = self.base_url + path
         deadline = time.monotonic() + self.timeout
-        parts = urlsplit(self.base_url)
-        connection = HTTPConnection(parts.hostname or "", parts.port, timeout=self.timeout)
+        connection = self._connection()
         try:
-            connection.request(method, path)
+            self._connect(connection)
+            # The relays keep both ends until LiteFS ends its own.
+            connection.request(method, path, headers={"Connection": "close"})
             response = connection.getresponse()
             body = self._body(response, url, deadline)
+        except ssl.SSLCertVerificationError as error:
+            is_of_time = error.verify_code in _OF_TIME
+            what = "of another time: compare the clocks" if is_of_time else "that is not of this SECRET"
+            raise ClientError(f"{url} shows a certificate {what}.") from error
         except TimeoutError as error:
             raise ClientError(f"{url} did not answer within {self.timeout:g} s.") from error
         except (OSError, HTTPException) as error:
@@ -143,6 +163,20 @@ class LiteFSClient:
             said = body[:200].decode(errors="replace").strip()
             raise ClientError(f"{url} answered {response.status} {response.reason}. {said}".rstrip(), response.status)
         return response.headers, body
+
+    def _connection(self) -> HTTPConnection:
+        parts = urlsplit(self.base_url)
+        if self._peer is None:
+            return HTTPConnection(parts.hostname or "", parts.port, timeout=self.timeout)
+        context = self._peer.identity.connecting(QUESTION)
+        return HTTPSConnection(parts.hostname or "", parts.port, timeout=self.timeout, context=context)
+
+    def _connect(self, connection: HTTPConnection) -> None:
+        connection.connect()
+        if self._peer is not None:
+            assert isinstance(connection.sock, ssl.SSLSocket)
+            if (found := peer_name(connection.sock)) != self._peer.name:
+                raise ConnectionError(f"there is {found}, and not {self._peer.name}")
 
     def _body(self, response: HTTPResponse, url: str, deadline: float) -> bytes:
         body = bytearray()
