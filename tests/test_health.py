@@ -8,7 +8,10 @@ import pytest
 from litefs_django._litefs.client import Info
 from litefs_django._litefs.health import HealthChecker
 from litefs_django._litefs.mount import Position
+from litefs_django._litefs.reading import read_settings
 from litefs_django._litefs.survey import NodeReport
+from tests.configuring import TWO_NODES
+from tests.machine import SECRET
 
 CHECKSUM = "8f2a60e1c0d3b4a5"
 AT_10 = Position(10, CHECKSUM)
@@ -20,7 +23,8 @@ SILENT = NodeReport(name="c", error="http://c:1/info did not answer: Connection 
 
 
 def reasons(*reports: NodeReport, max_lag: float = 10.0, databases: tuple[str, ...] = ("db",)) -> tuple[str, ...]:
-    verdict = HealthChecker(max_lag, databases).check(reports)
+    settings = read_settings({"MAX_LAG": max_lag}, {name: name for name in databases})
+    verdict = HealthChecker(settings).check(reports)
     assert verdict.is_healthy is not bool(verdict.reasons)
     # What does not say what to do has a hint.
     assert all(problem.hint or "run `manage.py migrate`" in problem.reason for problem in verdict.problems)
@@ -81,6 +85,20 @@ def test_what_is_wrong_with_a_replica(replica: NodeReport, expected: str) -> Non
 
 def test_no_primary() -> None:
     assert reasons(REPLICA, replace(REPLICA, name="c")) == ("No node is primary.",)
+
+
+@pytest.mark.parametrize(
+    ("litefs", "hint"),
+    [
+        ({"PRIMARY": "a"}, 'LITEFS["PRIMARY"]'),
+        ({"LEADER_ELECTION": "raft", "SECRET": SECRET}, "RAFT_PORT"),
+        ({"LEADER_ELECTION": "consul", "CONSUL": {"URL": "http://10.0.0.9:8500", "KEY": "k"}}, "Consul"),
+    ],
+)
+def test_what_to_do_without_a_primary(litefs: dict[str, Any], hint: str) -> None:
+    settings = read_settings({"NODE": "a", "NODES": TWO_NODES["NODES"], **litefs}, {})
+    (problem,) = HealthChecker(settings).check([REPLICA]).problems
+    assert hint in problem.hint
 
 
 def test_two_primaries() -> None:

@@ -93,11 +93,12 @@ class Attempt:
     def __init__(self, run_path: Path, two: tuple[FakeLiteFS, FakeLiteFS]) -> None:
         node = NodeDescription(
             name="web1",
-            is_elected=True,
+            primary=None,
             mount_path=Path("/litefs"),
             run_path=run_path,
             databases=("db",),
             urls={fake.name: fake.url for fake in two},
+            identity=None,
             litefs=(),
             search_path="",
             application=(),

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from litefs_django._litefs.errors import SupervisorError
+from litefs_django._litefs.identity import Identity
 from litefs_django._litefs.node import mounts
 from litefs_django._litefs.node.children import Backoff, Child, Children
 from litefs_django._litefs.node.claim import PRIVATE, claim, claim_mount_path
@@ -22,6 +23,7 @@ from litefs_django._litefs.node.description import NodeDescription
 from litefs_django._litefs.node.mounts import is_mounted
 from litefs_django._litefs.node.output import Output
 from litefs_django._litefs.node.primary_command import PrimaryCommand
+from litefs_django._litefs.node.waiting import counted
 from tests.machine import wait_until
 
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
@@ -36,14 +38,19 @@ def test_supervisor_imports_neither_django_nor_yaml() -> None:
     assert not re.search("'(django|yaml|asyncio|multiprocessing)'", modules)
 
 
-def test_description_round_trip(tmp_path: Path) -> None:
+IDENTITY = Identity(name="web1", shown="a key and a certificate", accepted="an authority")
+
+
+@pytest.mark.parametrize("identity", [None, IDENTITY])
+def test_description_round_trip(identity: Identity | None, tmp_path: Path) -> None:
     node = NodeDescription(
         mount_path=Path("/litefs"),
         run_path=tmp_path,
         databases=("db.sqlite3", "ünïcode"),
         name="web1",
-        is_elected=False,
+        primary="web1",
         urls={"web1": "http://10.0.0.1:20202", "web2": "http://10.0.0.2:20202"},
+        identity=identity,
         litefs=("/bin/litefs", "mount"),
         search_path="/bin:/usr/bin",
         application=("server", "", "$A 'b' \n"),
@@ -55,6 +62,11 @@ def test_description_round_trip(tmp_path: Path) -> None:
     assert NodeDescription.read(tmp_path / "node.json") == node
     assert (tmp_path / "node.json").stat().st_mode & 0o777 == 0o600
     assert os.listdir(tmp_path) == ["node.json"]
+
+
+def test_how_long_it_waits_is_said_at_first_and_then_seldom() -> None:
+    said = [counted(tenths / 10) for tenths in range(350)]
+    assert list(dict.fromkeys(said)) == [f"({second} s)" for second in (0, 1, 2, 3, 4, 5, 10, 20, 30)]
 
 
 class TestMounts:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from http.server import BaseHTTPRequestHandler
-from urllib.parse import urlsplit
+from typing import Any
 
-from litefs_django._litefs.settings import Node
+import pytest
+
+from litefs_django._litefs.reach import Reach
 from litefs_django._litefs.survey import survey
 from tests.test_client import INFO, server
 
@@ -27,6 +31,24 @@ def test_a_primary_that_ends_between_its_answers() -> None:
 
     info = INFO.replace(b'"isPrimary": false', b'"isPrimary": true')
     with server({"/info": info, "/metrics": METRICS, "/debug/vars": variables}) as url:
-        (report,) = survey([Node(name="a", address="127.0.0.1", http_port=urlsplit(url).port or 0)])
+        (report,) = survey(Reach({"a": url}), ["a"])
     assert report.info is None
     assert report.error.startswith(f"{url}/debug/vars answered 500 ")
+
+
+def test_a_name_that_is_looked_up_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a name server that does not answer. The other nodes' answers count all the same."""
+    real, is_over = socket.getaddrinfo, threading.Event()
+
+    def look_up(host: Any, *args: Any, **kwargs: Any) -> Any:
+        if host == "silent.example":
+            is_over.wait()
+        return real(host, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    with server({"/info": INFO, "/metrics": METRICS, "/debug/vars": VARS}) as url:
+        nodes = Reach({"a": "http://silent.example:20202", "b": url})
+        first, second = survey(nodes, ["a", "b"], timeout=2.0)
+    is_over.set()
+    assert first.error == "http://silent.example:20202/info did not answer within 2 s."
+    assert second.info is not None

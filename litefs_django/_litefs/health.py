@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from litefs_django._litefs.settings import LeaseType, LiteFSSettings
 from litefs_django._litefs.survey import NodeReport
+
+_NO_PRIMARY: dict[LeaseType, str] = {
+    "static": 'Start the node that LITEFS["PRIMARY"] names.',
+    "raft": "Most of the voters have to run, and to reach each other on RAFT_PORT.",
+    "consul": "Do the nodes reach Consul? LiteFS's log says.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +39,10 @@ class Verdict:
 
 
 class HealthChecker:
-    """Judges what the nodes of a cluster said.
+    """Judges what the nodes of a cluster with these settings said."""
 
-    `max_lag` is in seconds, `databases` are the file names that the project uses.
-    """
-
-    def __init__(self, max_lag: float, databases: Iterable[str] = ()) -> None:
-        self.max_lag = max_lag
-        self.databases = tuple(databases)
+    def __init__(self, settings: LiteFSSettings) -> None:
+        self._settings = settings
 
     def check(self, reports: Sequence[NodeReport]) -> Verdict:
         return Verdict(tuple(self._problems(reports)))
@@ -58,10 +61,7 @@ class HealthChecker:
 
         primaries = [report for report in reports if report.is_primary]
         if not primaries:
-            yield Problem(
-                "No node is primary.",
-                'Start the node that LITEFS["PRIMARY"] names; with Consul, look whether the nodes reach it.',
-            )
+            yield Problem("No node is primary.", _NO_PRIMARY[self._settings.leader_election])
         elif len(primaries) > 1:
             yield Problem(
                 f"More than one node is primary: {', '.join(report.name for report in primaries)}.",
@@ -70,9 +70,9 @@ class HealthChecker:
         else:
             (primary,) = primaries
             yield from (
-                Problem(f"{name} does not exist yet: run `manage.py migrate` on {primary.name}.")
-                for name in self.databases
-                if name not in primary.positions
+                Problem(f"{database.name} does not exist yet: run `manage.py migrate` on {primary.name}.")
+                for database in self._settings.databases
+                if database.name not in primary.positions
             )
             for report in reports:
                 if report.info is not None and report is not primary:
@@ -86,9 +86,9 @@ class HealthChecker:
             yield Problem(f"{replica.name} follows {follows}, but {primary.name} is primary.", log)
         if replica.lag is None:
             yield Problem(f"{replica.name} has never been synchronised.", log)
-        elif replica.lag > self.max_lag:
+        elif replica.lag > self._settings.max_lag:
             yield Problem(
-                f"{replica.name} lags {replica.lag:.1f} s behind; allowed are {self.max_lag:g} s.",
+                f"{replica.name} lags {replica.lag:.1f} s behind; allowed are {self._settings.max_lag:g} s.",
                 f"A long read on {replica.name} holds replication up, and so does a primary that hangs; clocks that "
                 "differ look the same.",
             )

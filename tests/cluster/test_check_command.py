@@ -126,7 +126,10 @@ def test_its_text(cluster: StaticCluster) -> None:
     assert (code, errors) == (1, "")
     where = f"127.0.0.1:{cluster.nodes[2].http_port}"
     assert f"error    node3        http://{where}/info did not answer: Connection refused.\n" in printed
-    assert f"{'':22}Fix: Is litefs_run running there, and may this machine reach {where}?\n" in printed
+    assert (
+        f"{'':22}Fix: Is litefs_run running there, with the same settings, and may this machine reach {where}?\n"
+        in printed
+    )
     assert re.search(r"^1 error, \d warnings\.$", printed, re.M)
     assert "\x1b[" not in printed
     _, quiet, _ = run(node, "litefs_check", "--verbosity=0")

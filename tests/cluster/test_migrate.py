@@ -75,16 +75,27 @@ def checked(node: LiteFSNode) -> tuple[int, list[str]]:
 
 def test_checking(static_cluster: StaticCluster) -> None:
     primary, replica, third = static_cluster.nodes
-    assert checked(primary) == (1, [f"node1: {LACKS_ALL}; litefs_migrate applies them."])
-    assert checked(replica) == (1, [f"node2: {LACKS_ALL}; {FROM_PRIMARY}"])
+    nothing = [f"{node}: db.sqlite3 is no further than that of this node." for node in ("node1", "node2", "node3")]
+    assert checked(primary) == (1, [f"node1: {LACKS_ALL}; litefs_migrate applies them.", nothing[1], nothing[2]])
+    assert checked(replica) == (1, [f"node2: {LACKS_ALL}; {FROM_PRIMARY}", nothing[0], nothing[2]])
     assert [node.database().exists() for node in static_cluster.nodes] == [False] * 3
     succeed(primary, "migrate", "contenttypes")
-    code, (line,) = checked(primary)
+    code, (line, *others) = checked(primary)
     assert code == 1
     assert line.startswith("node1: database 'default' (db.sqlite3) lacks auth.0001_initial and ")
+    assert others == nothing[1:]
+    # One that is further may have them.
+    with closing(sqlite3.connect(third.database(), isolation_level=None)) as reader:
+        static_cluster.wait_equal()
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM django_migrations").fetchall()
+        write(primary, "CREATE TABLE sooner (x)")
+        wait_until(lambda: replica.position() == primary.position(), "the second node has it")
+        assert [line.split(":")[0] for line in checked(third)[1]] == ["node3"]
+    static_cluster.wait_equal()
     succeed(primary, "litefs_migrate")
     static_cluster.wait_equal()
-    assert [checked(node) for node in static_cluster.nodes] == [(0, ["All migrations are there."])] * 3
+    assert [checked(node) for node in static_cluster.nodes] == [(0, ["All nodes have them."])] * 3
     # A reader keeps the third node behind.
     with closing(sqlite3.connect(third.database(), isolation_level=None)) as reader:
         reader.execute("BEGIN")
@@ -96,7 +107,7 @@ def test_checking(static_cluster: StaticCluster) -> None:
     # One that is down does not wait, and is named.
     third.kill()
     code, lines = checked(replica)
-    assert (code, lines[0]) == (0, "All migrations are there.")
+    assert (code, lines[0]) == (0, "All nodes that answer have them (node3 did not).")
     assert lines[1].startswith("node3 is left out: http://127.0.0.1:")
 
 

@@ -14,36 +14,27 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
-from litefs_django._litefs.client import LiteFSClient
 from litefs_django._litefs.directories import real_mount_path
 from litefs_django._litefs.errors import ClientError, MountError, SupervisorError
 from litefs_django._litefs.health import HealthChecker
 from litefs_django._litefs.listening import Listener, bind_problem, find_listener, host_and_port, is_stopped
 from litefs_django._litefs.mount import PrimaryDetector
+from litefs_django._litefs.node.finding import Finding, Level
 from litefs_django._litefs.node.joining import check_joining
 from litefs_django._litefs.node.mounts import is_mounted, unmount_command
 from litefs_django._litefs.node_file import NodeFile
-from litefs_django._litefs.settings import LiteFSSettings, Node
+from litefs_django._litefs.reach import Reach, reach
+from litefs_django._litefs.settings import LiteFSSettings
 from litefs_django._litefs.survey import NodeReport, survey
 
-Level = Literal["ok", "warning", "error"]
 MountState = Literal["none", "answers", "hangs", "dead", "closed"]
 
 _MOUNT_TIMEOUT = 1.0
 _CLOCKS_DIFFER = 1.0  # seconds; what LiteFS tells is not more exact
 _HARDLY_ANY_SPACE = 4 << 20
 _LITTLE_SPACE = 64 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the report: how a thing is, and what to do when it is not well."""
-
-    level: Level
-    subject: str
-    message: str
-    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +53,10 @@ class NodeState:
 
 def check_up(settings: LiteFSSettings) -> Iterator[Finding]:
     """Looks once, at everything at the same time, and says how each thing is."""
+    nodes, cluster = reach(settings), settings.cluster
     generation, mount = NodeFile(settings.run).generation(), _mount_state(settings.mount_path)
     with ThreadPoolExecutor(3) as pool:
-        asked = pool.submit(survey, settings.cluster.nodes)
+        asked = pool.submit(survey, nodes, [node.name for node in cluster.data_nodes])
         found = pool.submit(find_listener, settings)
         joining = pool.submit(_joining_problem, settings)
         state = NodeState(generation, mount, found.result())
@@ -75,9 +67,8 @@ def check_up(settings: LiteFSSettings) -> Iterator[Finding]:
     yield from _mount(settings, state)
     if refused:
         yield Finding("error", "cluster", refused, "Until then litefs_run does not start this node.")
-    yield from _cluster(settings, state, reports)
-    others = zip(settings.cluster.nodes, reports, strict=True)
-    yield from _clocks([node for node, report in others if report.info and node != settings.cluster.this])
+    yield from _cluster(settings, nodes, state, reports)
+    yield from _clocks(nodes, [report.name for report in reports if report.info and report.name != cluster.node])
     yield _disk(settings.data_path)
 
 
@@ -199,23 +190,26 @@ def _unmount(path: Path) -> str:
     return " ".join(unmount_command(path))
 
 
-def _cluster(settings: LiteFSSettings, state: NodeState, reports: Sequence[NodeReport]) -> Iterator[Finding]:
+def _cluster(
+    settings: LiteFSSettings, nodes: Reach, state: NodeState, reports: Sequence[NodeReport]
+) -> Iterator[Finding]:
     """Before this node runs nobody knows whether the cluster should: what it lacks then is a warning."""
     this = settings.cluster.node
     answering = [report for report in reports if report.info is not None]
     level: Level = "error" if state.runs or any(report.is_primary for report in answering) else "warning"
-    for node, report in zip(settings.cluster.nodes, reports, strict=True):
+    for report in reports:
         if report.info is not None:
             if report.name != this:
                 yield Finding("ok", report.name, _described(report))
         elif report.name != this:
-            hint = f"Is litefs_run running there, and may this machine reach {node.host_and_port}?"
+            address = urlsplit(nodes.urls[report.name]).netloc
+            hint = f"Is litefs_run running there, with the same settings, and may this machine reach {address}?"
             yield Finding(level, report.name, report.error, hint)
         elif state.mount == "answers" and (state.listener is None or state.listener.is_ours):
             yield Finding("error", f"{this} (here)", report.error, "LiteFS's log says why.")
     if not answering:
         return
-    problems = HealthChecker(settings.max_lag, (it.name for it in settings.databases)).check(answering).problems
+    problems = HealthChecker(settings).check(answering).problems
     for problem in problems:
         yield Finding(level, "cluster", problem.reason, problem.hint)
     if not problems:
@@ -230,26 +224,26 @@ def _described(report: NodeReport) -> str:
     return f"answers, is a replica, {lag}"
 
 
-def _clocks(nodes: Sequence[Node]) -> Iterator[Finding]:
+def _clocks(nodes: Reach, names: Sequence[str]) -> Iterator[Finding]:
     """How far the clocks of these nodes and this machine's are apart, as exactly as LiteFS tells."""
 
-    def ask(node: Node) -> tuple[float, float] | None:
+    def ask(name: str) -> tuple[float, float] | None:
         with suppress(ClientError):
-            return LiteFSClient(node.http_url).clock_offset()
+            return nodes.client(name).clock_offset()
         return None
 
-    if not nodes:
+    if not names:
         return
-    with ThreadPoolExecutor(len(nodes)) as pool:
-        offsets = list(pool.map(ask, nodes))
-    known = [(node, offset) for node, offset in zip(nodes, offsets, strict=True) if offset is not None]
-    wrong = [(node, least, most) for node, (least, most) in known if least > _CLOCKS_DIFFER or most < -_CLOCKS_DIFFER]
-    for node, least, most in wrong:
+    with ThreadPoolExecutor(len(names)) as pool:
+        offsets = list(pool.map(ask, names))
+    known = [(name, offset) for name, offset in zip(names, offsets, strict=True) if offset is not None]
+    wrong = [(name, least, most) for name, (least, most) in known if least > _CLOCKS_DIFFER or most < -_CLOCKS_DIFFER]
+    for name, least, most in wrong:
         nearest, furthest = sorted((abs(least), abs(most)))
         yield Finding(
             "warning",
             "clocks",
-            f"The clock of {node.name} is {nearest:.0f} to {furthest:.0f} s {'ahead of' if least > 0 else 'behind'} "
+            f"The clock of {name} is {nearest:.0f} to {furthest:.0f} s {'ahead of' if least > 0 else 'behind'} "
             "this machine's: the lag of replicas, which compares clocks, is off by that.",
             "Synchronise the clocks of all nodes (NTP).",
         )

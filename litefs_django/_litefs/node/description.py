@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from litefs_django._litefs.identity import Identity
 from litefs_django._litefs.part_file import write_whole
+from litefs_django._litefs.reach import Reach
 
 Command = tuple[str, ...]
 
@@ -17,18 +19,19 @@ Command = tuple[str, ...]
 class NodeDescription:
     """One node, ready to be run. Commands are argument lists; paths are absolute.
 
-    `name` is this node's; `is_elected` says that the lease can go to another node; `urls` are those of each node's
-    LiteFS HTTP API, by name; `search_path` is the PATH under which LiteFS finds fusermount3; `migrate` is the command
-    that returns with 0 when all migrations are here, empty without --migrate; `claims` the descriptors that hold this
-    node's directories against a second supervisor.
+    `name` is this node's; `primary` is the fixed primary's, None when it is elected; `urls` and `identity` say where
+    each node's LiteFS answers (Reach); `search_path` is the PATH under which LiteFS finds fusermount3; `migrate` is the
+    command that returns with 0 when all migrations are here, empty without --migrate; `claims` the descriptors that
+    hold this node's directories against a second supervisor.
     """
 
     name: str
-    is_elected: bool
+    primary: str | None
     mount_path: Path
     run_path: Path
     databases: tuple[str, ...]
     urls: Mapping[str, str]
+    identity: Identity | None
     litefs: Command
     search_path: str
     application: Command
@@ -37,9 +40,18 @@ class NodeDescription:
     claims: tuple[int, ...]
 
     @property
-    def other_urls(self) -> dict[str, str]:
-        """`urls` without this node's."""
-        return {name: url for name, url in self.urls.items() if name != self.name}
+    def is_elected(self) -> bool:
+        """Whether the lease can go to another node."""
+        return self.primary is None
+
+    @property
+    def reach(self) -> Reach:
+        return Reach(self.urls, self.identity)
+
+    @property
+    def others(self) -> list[str]:
+        """The names in `urls` but this node's."""
+        return [name for name in self.urls if name != self.name]
 
     def write(self, path: Path) -> None:
         """Puts it there as one step, readable for its owner only: commands may carry secrets."""
@@ -50,6 +62,7 @@ class NodeDescription:
         """The description that `write` put there."""
         raw: dict[str, Any] = {key: _frozen(value) for key, value in json.loads(path.read_text("utf-8")).items()}
         raw |= {key: Path(raw[key]) for key in ("mount_path", "run_path")}
+        raw["identity"] = raw["identity"] and Identity(**raw["identity"])
         return cls(**raw)
 
 

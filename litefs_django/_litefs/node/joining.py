@@ -5,23 +5,22 @@ LiteFS itself looks at the cluster ID alone, and tries again for ever when it is
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from litefs_django._litefs.errors import SupervisorError
+from litefs_django._litefs.ltx import LtxFiles
+from litefs_django._litefs.reach import reach
 from litefs_django._litefs.settings import LiteFSSettings
 from litefs_django._litefs.survey import NodeReport, survey
 
-_TIMEOUT = 1.0  # seconds for each answer; who does not answer is no obstacle
-# LiteFS v0.5.14, ltx.FormatFilename: the first and the last TXID of the file.
-_LTX = re.compile(r"[0-9a-f]{16}-([0-9a-f]{16})\.ltx")
+_TIMEOUT = 1.0  # seconds for all answers, and as many for a primary's second one; who is silent is no obstacle
 
 
 def check_joining(settings: LiteFSSettings) -> None:
     """Raises SupervisorError when starting this node would make a second primary, or lose what others have."""
     this = settings.cluster.this
-    others = [node for node in settings.cluster.nodes if node != this]
-    answers = [report for report in (survey(others, _TIMEOUT) if others else []) if report.info is not None]
+    others = [node.name for node in settings.cluster.others]
+    answers = [report for report in survey(reach(settings), others, _TIMEOUT) if report.info is not None]
     _check_cluster_id(settings.data_path, answers)
     if settings.leader_election == "static":
         _check_primary(settings.cluster.primary, answers)
@@ -56,7 +55,8 @@ def _check_primary(primary: str | None, answers: list[NodeReport]) -> None:
 def _check_content(data_path: Path, answers: list[NodeReport]) -> None:
     for report in answers:
         for name, position in sorted(report.positions.items()):
-            own = _last_txid(data_path / "dbs" / name / "ltx")
+            # LiteFS syncs a file before a replica gets it, and keeps the last.
+            own = LtxFiles(data_path / "dbs" / name / "ltx").last
             if position.txid > own:
                 raise SupervisorError(
                     f'LITEFS["DATA_PATH"]: in {str(data_path)!r} database {name!r} is at TXID {own:x} (0: not there), '
@@ -64,12 +64,3 @@ def _check_content(data_path: Path, answers: list[NodeReport]) -> None:
                     f'what it lacks. Bring the directory back as it was, or set LITEFS["PRIMARY"] to {report.name!r} '
                     "on all nodes and start that one first."
                 )
-
-
-def _last_txid(directory: Path) -> int:
-    """How far a database has come, by its LTX files: LiteFS syncs one before a replica gets it, and keeps the last."""
-    try:
-        found = [match[1] for path in directory.iterdir() if (match := _LTX.fullmatch(path.name))]
-    except FileNotFoundError:
-        return 0
-    return max((int(txid, 16) for txid in found), default=0)

@@ -16,6 +16,7 @@ from litefs_django._litefs.listening import find_listener, host_and_port
 from litefs_django._litefs.node.claim import PRIVATE, claim, claim_mount_path
 from litefs_django._litefs.node.description import Command, NodeDescription
 from litefs_django._litefs.node.joining import check_joining
+from litefs_django._litefs.reach import reach
 from litefs_django._litefs.settings import LiteFSSettings
 
 CONFIG = "litefs.yml"
@@ -33,6 +34,7 @@ def prepare(
 
     The claims last as long as this process, as the supervisor too. Raises LiteFSError with all that stands in the way.
     """
+    nodes = reach(settings)
     config = ConfigGenerator(settings)
     litefs = _find_litefs(config, [application, *on_primary])
     # The kernel lists mounts under their real paths. The last part may be a dead mount, which nobody can resolve.
@@ -47,11 +49,12 @@ def prepare(
     config.write(settings.run / CONFIG)
     NodeDescription(
         name=settings.cluster.node,
-        is_elected=settings.leader_election != "static",
+        primary=settings.cluster.primary,
         mount_path=mount_path,
         run_path=settings.run,
         databases=tuple(database.name for database in settings.databases),
-        urls={node.name: node.http_url for node in settings.cluster.nodes} | {settings.cluster.node: config.local_url},
+        urls={**nodes.urls, settings.cluster.node: config.local_url},
+        identity=nodes.identity,
         litefs=(str(litefs), "mount", "-config", str(settings.run / CONFIG), "-no-expand-env"),
         search_path=search_path,
         application=application,

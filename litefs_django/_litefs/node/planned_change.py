@@ -61,11 +61,11 @@ class PlannedChange:
         self._patience = patience
         self._say = say
         self._is_wanted = is_wanted
-        self._own = LiteFSClient(node.urls[node.name], patience.answer)
+        self._own = node.reach.client(node.name, patience.answer)
 
     def to(self, name: str) -> None:
         """Makes that other node the primary, and returns when it is. Raises SupervisorError that says what is known."""
-        target = _Target(name, LiteFSClient(self._node.urls[name], self._patience.answer), self._unchanged)
+        target = _Target(name, self._node.reach.client(name, self._patience.answer), self._unchanged)
         self._wait_until_connected(target)
         self._wait_until_near(target)
         if missing := self._gates.take(self._patience.gates):

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from litefs_django._litefs.client import LiteFSClient
 from litefs_django._litefs.errors import ClientError, SupervisorError
 from litefs_django._litefs.node.description import NodeDescription
 from litefs_django._litefs.node.gates import CommitGates
@@ -43,8 +42,14 @@ class Role:
 
     def promote(self, name: str, say: Callable[[str], None]) -> str:
         """Makes that node the primary, when this one is. Returns what is true then; raises SupervisorError."""
-        if known := self._is_so(name):
+        known, primary = self._what_is_so(name)
+        if known:
             return known
+        if primary != self._node.name:
+            raise SupervisorError(
+                f"{self._node.name} is not the primary, whose litefs_run hands the lease over; nothing was done. "
+                f'Run "manage.py litefs_promote {name}" on {primary}.'
+            )
         if self._is_stopping or not self._is_changing.acquire(blocking=False):
             why = "This node stops" if self._is_stopping else "Another change of primary is under way on this node"
             raise SupervisorError(f"{why}; nothing was done.")
@@ -75,41 +80,37 @@ class Role:
             self._is_changing.release()
         say(f"{name} is the primary now")
 
-    def _is_so(self, name: str) -> str:
-        """Says that it is so already; "" when it can be tried. Raises SupervisorError when it cannot."""
-        this, urls = self._node.name, self._node.urls
-        if name not in urls:
-            raise SupervisorError(f'{name!r} is not one of LITEFS["NODES"]: {", ".join(sorted(urls))}.')
+    def _what_is_so(self, name: str) -> tuple[str, str]:
+        """Says that it is so already, "" when it can be tried; and who is the primary. Raises SupervisorError."""
+        this, names = self._node.name, self._node.reach.urls
+        if name not in names:
+            raise SupervisorError(f'{name!r} is not one of LITEFS["NODES"]: {", ".join(sorted(names))}.')
         try:
-            own = LiteFSClient(urls[this], 1.0).info()
+            own = self._node.reach.client(this, 1.0).info()
         except ClientError as error:
             raise SupervisorError(f"LiteFS on this node does not answer, and nothing was done. {error}") from error
         primary = this if own.is_primary else own.primary
-        if primary == name and (own.is_primary or _says_primary(urls[name])):
-            return f"{name} is the primary already."
+        if primary == name and (own.is_primary or self._says_primary(name)):
+            return f"{name} is the primary already.", name
         if not self._node.is_elected:
             raise SupervisorError(_STATIC.format(primary=primary or "the primary", name=name))
         if primary is None:
             raise SupervisorError(f"{this} is not the primary, and knows of none now; nothing was done.")
-        if primary != this:
-            raise SupervisorError(
-                f"{this} is not the primary, whose litefs_run hands the lease over; nothing was done. "
-                f'Run "manage.py litefs_promote {name}" on {primary}.'
-            )
-        return ""
+        return "", primary
 
     def _furthest(self) -> str:
         """The candidate that has most of this node's transactions. Raises SupervisorError when there is none."""
-        with ThreadPoolExecutor(len(self._node.other_urls) or 1) as pool:
-            found = dict(zip(self._node.other_urls, pool.map(self._txids, self._node.other_urls.values()), strict=True))
+        others = self._node.others
+        with ThreadPoolExecutor(len(others) or 1) as pool:
+            found = dict(zip(others, pool.map(self._txids, others), strict=True))
         best = max(found, key=lambda name: found[name], default=None)
         if best is None or found[best] < 0:
             raise SupervisorError("No other node can take the lease now.")
         return best
 
-    def _txids(self, url: str) -> int:
+    def _txids(self, name: str) -> int:
         """How far all databases of that node have come together; -1 when it cannot become the primary."""
-        client = LiteFSClient(url, ON_STOP.answer)
+        client = self._node.reach.client(name, ON_STOP.answer)
         try:
             info = client.info()
             if info.candidate and info.primary == self._node.name:
@@ -118,9 +119,8 @@ class Role:
             pass
         return -1
 
-
-def _says_primary(url: str) -> bool:
-    try:
-        return LiteFSClient(url, 1.0).info().is_primary
-    except ClientError:
-        return False
+    def _says_primary(self, name: str) -> bool:
+        try:
+            return self._node.reach.client(name, 1.0).info().is_primary
+        except ClientError:
+            return False

@@ -15,7 +15,6 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from typing import Any
 
-from litefs_django._litefs.client import LiteFSClient
 from litefs_django._litefs.errors import ClientError, LiteFSError, SupervisorError
 from litefs_django._litefs.mount import Position, PrimaryDetector
 from litefs_django._litefs.node.children import GRACE, Backoff, Child, Children
@@ -28,6 +27,7 @@ from litefs_django._litefs.node.primary_command import PrimaryCommand
 from litefs_django._litefs.node.replicas import wait_until_one_has
 from litefs_django._litefs.node.role import LEAVE_TIMEOUT, Role
 from litefs_django._litefs.node.signals import FORWARDED, STOP, Signals
+from litefs_django._litefs.node.waiting import PrimaryWatch, counted
 from litefs_django._litefs.node_file import HEARTBEAT, NodeFileWriter
 
 APPLICATION = "app"
@@ -166,14 +166,13 @@ class Supervisor:
 
     def _until_synced(self) -> Steps:
         since = time.monotonic()
-        while not (view := self._litefs.view).is_synced:
-            if not view.serves:
-                what = f"LiteFS to serve {self._node.mount_path}"
-            elif view.primary is None:
-                what = "a primary to synchronise with"
-            else:
-                what = f"the first synchronisation with the primary, {view.primary}"
-            yield f"waits for {what} ({time.monotonic() - since:.0f} s)"
+        watch = PrimaryWatch(self._node, lambda: self._litefs.view.primary)
+        try:
+            while not (view := self._litefs.view).is_synced:
+                what = watch.awaited if view.serves else f"LiteFS to serve {self._node.mount_path}"
+                yield f"waits for {what} {counted(time.monotonic() - since)}"
+        finally:
+            watch.stop()
 
     def _migrate(self) -> Steps:
         """Runs litefs_migrate, which migrates as the primary and waits for the migrations everywhere else."""
@@ -183,7 +182,7 @@ class Supervisor:
             if self._litefs.view.is_primary:
                 return "migrates"
             what = "the primary's migrations to arrive" if self._litefs.view.serves else "LiteFS, to migrate"
-            return f"waits for {what} ({time.monotonic() - since:.0f} s)"
+            return f"waits for {what} {counted(time.monotonic() - since)}"
 
         child = yield from self._run_again_after_sigbus("migrate", self._node.migrate, sentence)
         while not child.is_gone:
@@ -242,7 +241,7 @@ class Supervisor:
         view = self._litefs.view
         if view.serves:
             yield from self._hold_commits()
-        if view.is_primary and self._node.other_urls and not has_left:
+        if view.is_primary and self._node.others and not has_left:
             yield from self._let_another_catch_up()
         yield from self._litefs.stop()
 
@@ -252,7 +251,7 @@ class Supervisor:
         view, application = self._litefs.view, self._application
         positions: Mapping[str, Position] = {}
         with suppress(ClientError):
-            positions = LiteFSClient(self._node.urls[self._node.name], _ANSWER_TIMEOUT).positions()
+            positions = self._node.reach.client(self._node.name, _ANSWER_TIMEOUT).positions()
         return {
             "node": self._node.name,
             "serves": view.serves,
@@ -284,7 +283,7 @@ class Supervisor:
 
     def _leave_role(self) -> Generator[str, None, bool]:
         """An elected primary hands over while its application still serves. Whether it has."""
-        if not (self._node.is_elected and self._node.other_urls and self._litefs.view.is_primary):
+        if not (self._node.is_elected and self._node.others and self._litefs.view.is_primary):
             return False
         has_left = threading.Event()
 
@@ -311,7 +310,7 @@ class Supervisor:
             detector = PrimaryDetector(self._node.mount_path)
             found = {name: detector.position(name) for name in self._node.databases}
             known = {name: position for name, position in found.items() if position is not None and position.txid > 0}
-            if not wait_until_one_has(known, list(self._node.other_urls.values()), _CATCH_UP_TIMEOUT):
+            if not wait_until_one_has(known, self._node.reach, self._node.others, _CATCH_UP_TIMEOUT):
                 self._output.say("no other node is known to have all transactions of this one")
 
         yield from self._in_thread(catch_up, _CATCH_UP_TIMEOUT + HEARTBEAT, "waits for another node to have everything")

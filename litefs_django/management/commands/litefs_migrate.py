@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 from django.core.management import call_command
@@ -13,10 +14,9 @@ from django.db import DatabaseError, OperationalError, connections
 from django.db.migrations.executor import MigrationExecutor
 
 from litefs_django import conf
-from litefs_django._litefs.client import LiteFSClient
 from litefs_django._litefs.errors import ClientError, MountError, SettingsError
-from litefs_django._litefs.mount import Position
-from litefs_django._litefs.settings import ClusterConfig, Node
+from litefs_django._litefs.reach import Reach, reach
+from litefs_django._litefs.settings import ClusterConfig
 from litefs_django.db.backends.litefs.base import DatabaseWrapper
 from litefs_django.db.backends.litefs.place import Role
 
@@ -113,38 +113,69 @@ class Command(BaseCommand):
 
     def _check(self, databases: list[DatabaseWrapper], cluster: ClusterConfig) -> None:
         """Ends with exit code 1 unless this node, and each other one that answers, has all migrations."""
-        lacking = [f"{cluster.node}: {reason}" for database in databases if (reason := _missing_here(database))]
-        if not lacking:
-            places = [database.place for database in databases]
-            reached = {place.path.name: place.detector.position(place.path.name) for place in places}
-            for node in cluster.nodes:
-                if node != cluster.this:
-                    lacking += self._check_other(node, {name: it for name, it in reached.items() if it is not None})
+        lacking: list[str] = []
+        here = []
+        for database in databases:
+            if reason := _missing_here(database):
+                lacking.append(f"{cluster.node}: {reason}")
+            if (reached := _reached(database)) is not None:
+                here.append(_Here(database.place.path.name, reached, lacks=bool(reason)))
+        silent = []
+        nodes = reach(conf.get_settings())
+        for node in cluster.others:
+            try:
+                lacking += _missing_there(node.name, nodes, here)
+            except ClientError as error:
+                silent.append(node.name)
+                self.stderr.write(self.style.WARNING(f"{node.name} is left out: {error}"))
         for line in lacking:
             self.stdout.write(line)
         if lacking:
             sys.exit(1)
-        self._say("All migrations are there.")
-
-    def _check_other(self, node: Node, reached: Mapping[str, Position]) -> list[str]:
-        """What that node lacks of what this one has. One that does not answer is not waiting: it is only named."""
-        deadline = time.monotonic() + _SETTLING
-        while True:
-            try:
-                there = LiteFSClient(node.http_url).positions()
-            except ClientError as error:
-                self.stderr.write(self.style.WARNING(f"{node.name} is left out: {error}"))
-                return []
-            behind = [name for name, it in reached.items() if name not in there or there[name].txid < it.txid]
-            if not behind or time.monotonic() > deadline:
-                return [f"{node.name}: {name} is behind that of this node." for name in behind]
-            time.sleep(0.02)
+        said = f"All nodes that answer have them ({', '.join(silent)} did not)." if silent else "All nodes have them."
+        self._say(said)
 
     def _say(self, line: str) -> None:
         if self._verbosity > 0:
             self.stdout.write(line)
             # It may be long before the next one.
             self.stdout.flush()
+
+
+@dataclass(frozen=True, slots=True)
+class _Here:
+    """A database as this node has it: its file name, the TXID that it has reached, and whether it lacks migrations."""
+
+    name: str
+    reached: int
+    lacks: bool
+
+    def why_missing(self, txid: int) -> str:
+        """Why a node that has reached this TXID lacks migrations; "" when it need not."""
+        if self.lacks and txid <= self.reached:
+            return f"{self.name} is no further than that of this node."
+        return f"{self.name} is behind that of this node." if txid < self.reached else ""
+
+
+def _reached(database: DatabaseWrapper) -> int | None:
+    """The TXID of the database on this node, 0 where there is none; None when LiteFS does not answer."""
+    try:
+        position = database.place.detector.position(database.place.path.name)
+    except MountError:
+        return None
+    return position.txid if position else 0
+
+
+def _missing_there(name: str, nodes: Reach, here: Sequence[_Here]) -> list[str]:
+    """What that node lacks, as its positions tell. Raises ClientError when it does not answer."""
+    deadline = time.monotonic() + _SETTLING
+    while True:
+        there = nodes.client(name).positions()
+        txids = {name: position.txid for name, position in there.items()}
+        reasons = [reason for it in here if (reason := it.why_missing(txids.get(it.name, 0)))]
+        if not reasons or any(it.lacks for it in here) or time.monotonic() > deadline:
+            return [f"{name}: {reason}" for reason in reasons]
+        time.sleep(0.02)
 
 
 def _is_primary(database: DatabaseWrapper) -> bool:

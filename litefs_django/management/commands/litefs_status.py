@@ -11,6 +11,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from litefs_django import conf
 from litefs_django._litefs.errors import SettingsError
 from litefs_django._litefs.health import HealthChecker, Problem, Verdict
+from litefs_django._litefs.reach import reach
 from litefs_django._litefs.settings import LiteFSSettings
 from litefs_django._litefs.survey import NodeReport, survey
 from litefs_django.management.in_use import require_litefs
@@ -50,8 +51,8 @@ class Command(BaseCommand):
             sys.exit(1)
 
     def _show_once(self, settings: LiteFSSettings, format: str, watch: bool) -> Verdict:
-        reports = survey(settings.cluster.nodes)
-        verdict = HealthChecker(settings.max_lag, (database.name for database in settings.databases)).check(reports)
+        reports = survey(reach(settings), [node.name for node in settings.cluster.data_nodes])
+        verdict = HealthChecker(settings).check(reports)
         if format == "json":
             text = json.dumps(_as_dict(reports, verdict, settings.cluster.node))
         else:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 import time
+from contextlib import ExitStack, closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import psutil
 import pytest
 
+from litefs_django._litefs.write_turn import FileLock, gate_path, turn_path
 from tests.cluster.run.applications import IDLE, READER, WRITERS, WRITTEN, python
 from tests.cluster.run.conftest import StartNodes
-from tests.cluster.run.nodes import SupervisedNode, static_nodes
+from tests.cluster.run.nodes import DATABASE, SupervisedNode, static_nodes
 from tests.machine import free_ports, mount_points
 
 pytestmark = pytest.mark.cluster
@@ -38,6 +41,24 @@ def test_litefs_killed_under_a_reader(node: SupervisedNode) -> None:
     # The one that was in flight may hang, once, for SQLite's 10 s.
     slow = [line for line in node.found("app | ") if float(re.search(r"after ([\d.]+) s", line)[1]) > 1]  # type: ignore[index]
     assert len(slow) <= 2, node.output()
+    assert node.stop() == 0
+    node.assert_nothing_left()
+
+
+def test_who_hangs_on_a_killed_litefs_holds_up_nobody_on_the_next(node: SupervisedNode) -> None:
+    """The test plays a writer that does, in a COMMIT; any user may write then, as before."""
+    node.start_and_wait()
+    paths = [turn_path(node.run_path, DATABASE), gate_path(node.run_path, DATABASE)]
+    with ExitStack() as stack:
+        for path in paths:
+            assert stack.enter_context(closing(FileLock(path))).acquire(1)
+        generation = node.node_file.generation()
+        node.litefs_process().kill()
+        node.wait_for(lambda: node.is_up() and node.node_file.generation() != generation, "LiteFS is back")
+        for path in paths:
+            assert stack.enter_context(closing(FileLock(path))).acquire(0)
+            assert stat.S_IMODE(path.stat().st_mode) == 0o644
+        assert not [each for each in node.run_path.iterdir() if each.name.startswith(".") and each.is_file()]
     assert node.stop() == 0
     node.assert_nothing_left()
 
@@ -158,12 +179,13 @@ def test_sigbus(node: SupervisedNode) -> None:
 
 
 def test_replica_waits_for_its_primary(start_nodes: StartNodes) -> None:
-    """It says so each second, and SIGTERM ends it although LiteFS itself ignores it then."""
+    """It says for whom and why, each second, and SIGTERM ends it although LiteFS itself ignores it then."""
     primary, replica = start_nodes(2)
     replica.start()
     for second in range(1, 4):
         replica.wait_for_line(f"({second} s)")
-    assert replica.found("litefs_run | waits for a primary to synchronise with") or replica.found("primary, node1")
+    url = f"http://127.0.0.1:{replica.litefs['NODES']['node1']['HTTP_PORT']}/info"
+    assert replica.found(f"litefs_run | waits for node1, the PRIMARY: {url} did not answer: Connection refused (3 s)")
     assert not replica.found("app |")
     litefs = replica.litefs_process()
     stopped = time.monotonic()

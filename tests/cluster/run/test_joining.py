@@ -46,6 +46,19 @@ def test_a_replica_of_another_primary(start_nodes: StartNodes) -> None:
     assert first.stop() == 0
 
 
+def test_a_replica_of_another_primary_that_does_not_answer(start_nodes: StartNodes) -> None:
+    first, second, third = start_nodes(3)
+    first.start_and_wait()
+    second.start_and_wait()
+    assert first.stop() == 0
+    third.litefs["PRIMARY"] = "node2"
+    third.start()
+    third.wait_for_line("litefs_run | waits for node2, the PRIMARY: it is a replica itself")
+    assert not third.found("app | ")
+    assert third.stop() == 0
+    assert second.stop() == 0
+
+
 def test_a_primary_with_an_empty_disk(start_nodes: StartNodes) -> None:
     first, second = start_nodes(2)
     start_with_content([first, second])

@@ -47,7 +47,7 @@ def test_a_project_moves(start_nodes: StartNodes, tmp_path: Path) -> None:
     for node in nodes:
         node.start_and_wait("--migrate", application=python(SHOW))
         assert node.found("app | groups: of the plain project")
-    assert manage(nodes[1], "litefs_migrate", "--check") == "All migrations are there.\n"
+    assert manage(nodes[1], "litefs_migrate", "--check") == "All nodes have them.\n"
 
     manage(nodes[2], "litefs_export", "default", tmp_path / "back.sqlite3")
     environment["LITEFS_TEST_DATABASE"] = str(tmp_path / "back.sqlite3")
