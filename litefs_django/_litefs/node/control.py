@@ -7,7 +7,8 @@ One request per connection, each message one line of JSON:
     <- {"done": "web2 is the primary now."}             or {"error": "..."}, and the end
 
 The requests, and what `done` holds: `status`, a dictionary (Supervisor._status); `promote` with the `node`, a sentence,
-once it is true; `stop`, a sentence, as soon as the node has begun to stop.
+once it is true; `stop`, a sentence, as soon as the node has begun to stop. With Raft another node's supervisor asks
+through the relays; a `promote` is then `forwarded`, and is not passed on once more.
 """
 
 from __future__ import annotations
@@ -22,11 +23,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from litefs_django._litefs.errors import LiteFSError, SupervisorError
+from litefs_django._litefs.identity import CONTROL, peer_name
+from litefs_django._litefs.reach import Reach
 
 NAME = "control"
 VERSION = 1
+# Seconds without a word from a supervisor that changes the role: longer than the longest of its steps.
+SILENCE = 30.0
 
 _LONGEST = 64 << 10
 # Seconds for a client to say what it wants, and to take an answer.
@@ -49,7 +55,7 @@ class ControlServer:
         self._listener = socket.socket(socket.AF_UNIX)
         # One of a supervisor that was killed.
         self.path.unlink(missing_ok=True)
-        with _address(self.path) as address:
+        with address_of(self.path) as address:
             self._listener.bind(address)
         self.path.chmod(0o600)
         self._listener.listen(_QUEUE)
@@ -149,17 +155,9 @@ def ask(run_path: Path, request: str, say: Say = lambda text: None, *, timeout: 
     try:
         with closing(socket.socket(socket.AF_UNIX)) as server:
             server.settimeout(timeout)
-            with _address(path) as address:
+            with address_of(path) as address:
                 server.connect(address)
-            _send(server, {"version": VERSION, "request": request, **arguments})
-            with server.makefile("rb") as lines:
-                for line in lines:
-                    answer = json.loads(line)
-                    if "done" in answer:
-                        return answer["done"]
-                    if "error" in answer:
-                        raise SupervisorError(answer["error"])
-                    say(answer["says"])
+            return _converse(server, {"request": request, **arguments}, say)
     except (FileNotFoundError, ConnectionRefusedError):
         raise SupervisorError(
             f"No litefs_run runs here: nothing listens on {path}. Run this on the machine, and with the settings, of "
@@ -169,11 +167,41 @@ def ask(run_path: Path, request: str, say: Say = lambda text: None, *, timeout: 
         raise SupervisorError(f"{path} is for root and the user that runs litefs_run: be one of them.") from None
     except (OSError, ValueError, KeyError) as error:
         raise SupervisorError(f"litefs_run has not answered on {path}: {error}.") from error
+
+
+def ask_node(nodes: Reach, name: str, request: str, say: Say, *, timeout: float, **arguments: Any) -> Any:
+    """As `ask`, of another node's supervisor, through its relay."""
+    assert nodes.identity is not None
+    if name not in nodes.urls:
+        raise SupervisorError(f'{name} is not one of LITEFS["NODES"] here: are they the same on all nodes?')
+    parts = urlsplit(nodes.urls[name])
+    try:
+        with (
+            closing(socket.create_connection((parts.hostname, parts.port), timeout)) as connection,
+            nodes.identity.connecting(CONTROL).wrap_socket(connection) as server,
+        ):
+            if (found := peer_name(server)) != name:
+                raise ConnectionError(f"there is {found}")
+            return _converse(server, {"request": request, **arguments}, say)
+    except (OSError, ValueError, KeyError) as error:
+        raise SupervisorError(f"litefs_run of {name} has not answered at {parts.netloc}: {error}.") from error
+
+
+def _converse(server: socket.socket, request: Mapping[str, Any], say: Say) -> Any:
+    _send(server, {"version": VERSION, **request})
+    with server.makefile("rb") as lines:
+        for line in lines:
+            answer = json.loads(line)
+            if "done" in answer:
+                return answer["done"]
+            if "error" in answer:
+                raise SupervisorError(answer["error"])
+            say(answer["says"])
     raise SupervisorError("litefs_run ended before it was done. Look at litefs_status for what is true now.")
 
 
 @contextmanager
-def _address(path: Path) -> Iterator[str]:
+def address_of(path: Path) -> Iterator[str]:
     """The path of a socket by its directory's descriptor: an address holds 107 bytes and no more (unix(7))."""
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
