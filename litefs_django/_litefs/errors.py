@@ -4,6 +4,7 @@ LiteFSError
  +-- SettingsError     LITEFS or DATABASES cannot work as written; carries every problem found
  +-- BinaryError       no usable litefs binary, or it cannot be built
  +-- ClientError       a LiteFS HTTP API did not answer, or answered with an error
+ +-- LeaseError        the lease process cannot start or go on
  +-- MountError        the mount is not there, is not LiteFS's, or cannot be read
  +-- SupervisorError   the supervisor cannot start or go on, or does not do what it was asked for
 """
@@ -54,6 +55,10 @@ class ClientError(LiteFSError):
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
+
+
+class LeaseError(LiteFSError):
+    """The lease process cannot start or go on; started again it may."""
 
 
 class MountError(LiteFSError):

@@ -1,0 +1,264 @@
+"""The lease among members that are processes of their own."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import time
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from litefs_django._litefs.node.lease.files import NAME
+from litefs_django._litefs.node.lease.state import Release, Renew, SetClusterId
+from tests.lease.members import TTL, Member, Members
+from tests.machine import SECRET, wait_until
+
+pytestmark = pytest.mark.cluster
+
+CLUSTER_ID = "LFSC0123456789ABCDEF"
+
+
+def holder(member: Member) -> str | None:
+    lease = member.status()["state"]["lease"]
+    return lease["node"] if lease else None
+
+
+def says(member: Member, text: str) -> bool:
+    return text in member.log.read_text()
+
+
+def reaches(member: Member, count: int) -> bool:
+    return len(member.status()["reachable"]) == count
+
+
+def wait_held_by(members: Members, name: str | None) -> None:
+    wait_until(lambda: {holder(member) for member in members} == {name}, f"{name} has the lease", context=members.logs)
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_new_members_begin_by_themselves(tmp_path: Path, count: int) -> None:
+    # So that no lease expires meanwhile.
+    with Members(count, tmp_path, ttl=60.0) as members:
+        members.wait_committing()
+        first, last = members[0], members[-1]
+        assert last.acquire("s1")
+        wait_held_by(members, last.name)
+        assert count == 1 or not first.acquire("s2")
+        assert first.propose(Renew(session="s1", grant=1)) is not None
+        assert last.propose(Release(session="s1", grant=1)) is not None
+        wait_held_by(members, None)
+
+
+def test_a_holder_that_does_not_renew_loses_the_lease(tmp_path: Path) -> None:
+    with Members(3, tmp_path) as members:
+        members.wait_committing()
+        asked = time.monotonic()
+        assert members[0].acquire("s1")
+        wait_held_by(members, None)
+        assert time.monotonic() - asked >= TTL
+
+
+def test_a_dead_leader_is_replaced_and_what_was_committed_stays(tmp_path: Path) -> None:
+    with Members(3, tmp_path) as members:
+        members.wait_committing()
+        leader = members.leader()
+        others = [member for member in members if member is not leader]
+        assert others[0].propose(SetClusterId(cluster_id=CLUSTER_ID)) is not None
+        leader.kill()
+        members.wait_committing(others)
+        assert members.leader(others) in others
+        assert {member.status()["cluster_id"] for member in others} == {CLUSTER_ID}
+        leader.start()
+        members.wait_committing()
+        assert leader.status()["cluster_id"] == CLUSTER_ID
+
+
+def test_without_a_majority_nothing_is_granted(tmp_path: Path) -> None:
+    with Members(3, tmp_path) as members:
+        members.wait_committing()
+        members[1].kill()
+        members[2].kill()
+        wait_until(lambda: members[0].status()["leader"] is None, "nobody leads", context=members.logs)
+        assert not members[0].acquire("s1")
+        assert holder(members[0]) is None
+        members[1].start()
+        members.wait_committing(members[:2])
+        assert members[0].acquire("s2")
+
+
+def test_all_start_again_and_know_their_cluster_id(tmp_path: Path) -> None:
+    with Members(3, tmp_path) as members:
+        members.wait_committing()
+        assert members[0].propose(SetClusterId(cluster_id=CLUSTER_ID)) is not None
+        wait_until(lambda: {member.status()["cluster_id"] for member in members} == {CLUSTER_ID}, "all know it")
+        term = members[0].status()["term"]
+        for member in members:
+            member.kill()
+        for member in members:
+            member.start()
+        assert {member.status()["cluster_id"] for member in members} == {CLUSTER_ID}
+        members.wait_committing()
+        assert members[0].status()["term"] > term
+        assert not members[0].acquire("s1")
+        assert members[0].acquire("s1", CLUSTER_ID)
+
+
+@pytest.mark.parametrize("pause", [TTL, 5 * TTL])
+def test_stopped_members_go_on_when_they_are_resumed(tmp_path: Path, pause: float) -> None:
+    with Members(3, tmp_path) as members:
+        members.wait_committing()
+        leader = members.leader()
+        stopped = [member for member in members if member is not leader]
+        for member in stopped:
+            member.send(signal.SIGSTOP)
+        time.sleep(pause)  # what is tested is a pause of that length
+        for member in stopped:
+            member.send(signal.SIGCONT)
+        members.wait_committing()
+
+
+def test_a_connection_that_leads_nowhere_is_tried_again(tmp_path: Path) -> None:
+    """As one to a stopped process, or through a network that drops what it is sent."""
+    with closing(socket.socket()) as listener, closing(socket.socket()) as placeholder:
+        for bound in (listener, placeholder):
+            bound.bind(("127.0.0.1", 0))
+        # The member with the greater address connects.
+        silent, own = sorted((listener, placeholder), key=lambda bound: f"127.0.0.1:{bound.getsockname()[1]}")
+        silent.listen()
+        silent.settimeout(100)
+        ports = [bound.getsockname()[1] for bound in (own, silent)]
+        own.close()
+        member = Member("web1", {"web1": f"127.0.0.1:{ports[0]}", "web2": f"127.0.0.1:{ports[1]}"}, tmp_path)
+        member.start()
+        try:
+            connections = [silent.accept()[0] for _ in range(2)]
+            for connection in connections:
+                connection.close()
+        finally:
+            member.kill()
+
+
+def test_a_stopped_leader_is_replaced_and_follows_when_it_is_resumed(tmp_path: Path) -> None:
+    with Members(3, tmp_path) as members:
+        members.wait_committing()
+        leader = members.leader()
+        others = [member for member in members if member is not leader]
+        leader.send(signal.SIGSTOP)
+        members.wait_committing(others)
+        new, term = members.leader(others), others[0].status()["term"]
+        leader.send(signal.SIGCONT)
+        members.wait_committing()
+        assert members.leader() is new, members.logs()
+        assert leader.status()["term"] == term, "the one that came back has deposed the new leader"
+
+
+def test_one_grows_to_three(tmp_path: Path) -> None:
+    with Members(3, tmp_path) as members:
+        members.clean_up()
+        for member in members:
+            (member.directory / NAME).unlink(missing_ok=True)
+        first = members[0]
+        first.start(members={first.name: members.addresses[first.name]})
+        members.wait_committing([first])
+        assert first.propose(SetClusterId(cluster_id=CLUSTER_ID)) is not None
+        first.kill()
+        for member in members:
+            member.start()
+        members.wait_committing()
+        assert {member.status()["cluster_id"] for member in members} == {CLUSTER_ID}
+        assert not members[1].acquire("s1"), "its LiteFS was told no cluster id, and has no data"
+
+
+def test_a_member_that_has_lost_its_disk_comes_back(tmp_path: Path) -> None:
+    with Members(3, tmp_path) as members:
+        members.wait_committing()
+        lost, other = members[0], members[1]
+        lost.kill()
+        (lost.directory / NAME).unlink()
+        members.wait_committing(members[1:])
+        lost.start()
+        wait_until(lambda: lost.status()["votes"] == "It votes.", "it votes", context=members.logs)
+        other.kill()
+        members.wait_committing([lost, members[2]])
+
+
+def test_a_member_that_has_lost_its_disk_does_not_make_a_majority(tmp_path: Path) -> None:
+    """The third one may know more. Told --bootstrap, it takes that for lost."""
+    with Members(3, tmp_path) as members:
+        members.wait_committing()
+        members.clean_up()
+        lost = members[1]
+        (lost.directory / NAME).unlink()
+        members[0].start()
+        lost.start()
+        wait_until(lambda: members[0].status()["votes"] == "It votes.", "the first one votes", context=members.logs)
+        assert "heard of a leader, or of web3" in lost.status()["votes"]
+        assert not members[0].is_committing()
+        lost.kill()
+        lost.start(is_bootstrap=True)
+        members.wait_committing(members[:2])
+
+
+def test_members_that_disagree_do_not_talk_and_say_why(tmp_path: Path) -> None:
+    with Members(3, tmp_path) as members:
+        members.wait_committing()
+        odd = members[2]
+        cases: list[tuple[dict[str, Any], str]] = [
+            ({"ttl": 2.5}, 'LITEFS["LEASE_TTL"] is 2.5 s there, 1.3 s here'),
+            ({"members": members.addresses | {"web4": "127.0.0.1:9", "web5": "127.0.0.1:10"}}, "web4, web5"),
+        ]
+        for options, complaint in cases:
+            odd.kill()
+            odd.start(**options)
+            wait_until(partial(says, members[0], complaint), complaint, context=members.logs)
+            assert odd.name not in members[0].status()["reachable"]
+            assert f"No talk with {members[0].name}" in odd.log.read_text()
+        members.wait_committing(members[:2])
+
+
+def test_secrets_are_exchanged_one_member_at_a_time(tmp_path: Path) -> None:
+    new = "another one, and long enough as well"
+    with Members(3, tmp_path) as members:
+        members.wait_committing()
+        for secrets in ([SECRET, new], [new, SECRET], [new]):
+            for member in members:
+                member.kill()
+                member.start(secrets=secrets)
+                wait_until(partial(reaches, member, 3), "it is back", context=members.logs)
+        members.wait_committing()
+
+
+def test_a_stranger_is_not_heard(tmp_path: Path) -> None:
+    with Members(3, tmp_path) as members:
+        members.wait_committing()
+        members[2].kill()
+        members[2].start(secrets=["another one, and long enough as well"])
+        assert members[2].propose(Renew(session="s", grant=1), timeout=2.0) is None
+        assert members[2].status()["reachable"] == [members[2].name]
+        members.wait_committing(members[:2])
+
+
+def test_a_port_in_use_is_named(tmp_path: Path) -> None:
+    with Members(1, tmp_path) as members:
+        members.wait_committing()
+        second = Member("web1", members.addresses, tmp_path / "second")
+        second.log.parent.mkdir()
+        second.start()
+        assert second.wait() == 1
+        assert "RAFT_PORT is in use" in second.log.read_text()
+        second.kill()
+
+
+def test_a_damaged_file_ends_it(tmp_path: Path) -> None:
+    with Members(1, tmp_path) as members:
+        members.wait_committing()
+        (only,) = members
+        only.kill()
+        (only.directory / NAME).write_text("{")
+        only.start()
+        assert only.wait() == 1
+        assert "is damaged" in only.log.read_text()
