@@ -1,0 +1,160 @@
+"""Before this node's LiteFS follows another one: what it alone has is kept (diverged.py).
+
+A node that becomes the primary notes on its disk how far it was: its mark. When another one holds the lease, the relay
+does not let its LiteFS reach that one until what may be its alone is kept. Once its databases are copies of the
+primary's, what these have after all is dropped, and the mark with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from litefs_django._litefs import diverged
+from litefs_django._litefs.errors import ClientError
+from litefs_django._litefs.mount import Position
+from litefs_django._litefs.node.lease.state import Start, State
+from litefs_django._litefs.part_file import write_whole
+from litefs_django._litefs.reach import Reach
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+NAME = "reign.json"
+VERSION = 1
+# Seconds between two looks whether the databases are copies of the primary's, and at the longest.
+_PAUSE = 0.1
+_LONGEST_PAUSE = 1.0
+_REMEMBERED = 1000  # of the primary's positions, for each database
+
+
+class Divergence:
+    """Follows the lease, in the event loop. `directory` is for the mark; `nodes` reaches each node's LiteFS."""
+
+    def __init__(self, name: str, data_path: Path, directory: Path, nodes: Reach) -> None:
+        self._name = name
+        self._data_path = data_path
+        self._file = directory / NAME
+        self._nodes = nodes
+        self._grant = 0  # the last one whose holder may be followed
+        self._asked = 0
+        self._task: asyncio.Task[None] | None = None
+        self._told: list[diverged.Diverged] = []
+        # One after the other: what a grant of before has kept, before that was cancelled, is there to be dropped.
+        self._disk = ThreadPoolExecutor(1, "litefs-diverged")
+
+    def may_follow(self, grant: int) -> bool:
+        return self._grant == grant
+
+    def begin(self, grants: int, positions: Mapping[str, Position]) -> None:
+        """Notes where the reign after so many grants begins, unless an earlier one's mark is needed still.
+
+        Blocks until it is on the disk. Raises OSError when it is not.
+        """
+        if not self._file.exists():
+            texts = {name: str(position) for name, position in positions.items()}
+            write_whole(self._file, json.dumps({"version": VERSION, "grants": grants, "positions": texts}))
+
+    def on_change(self, state: State) -> None:
+        """To be called after each change of the lease."""
+        lease = state.lease
+        if lease is None or lease.grant == self._asked:
+            return
+        self._asked = lease.grant
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+        if lease.node == self._name:
+            self._grant = lease.grant
+            return
+        self._task = asyncio.get_running_loop().create_task(self._follow(lease.grant, lease.node, state.starts))
+
+    async def _follow(self, grant: int, holder: str, starts: tuple[Start, ...]) -> None:
+        pause, said = _PAUSE, ""
+        while True:
+            try:
+                may_be_alone = await self._on_disk(self._keep, grant, starts)
+                break
+            except (OSError, ValueError) as error:
+                if str(error) != said:
+                    said = str(error)
+                    logger.error("It does not follow %s: what it alone may have cannot be kept: %s", holder, error)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+        self._grant = grant
+        if may_be_alone:
+            await self._settle(holder)
+
+    def _on_disk(self, work: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._disk, work, *args)
+
+    def _keep(self, grant: int, starts: tuple[Start, ...]) -> bool:
+        """Whether anything may be this node's alone."""
+        mark, since = self._read_mark()
+        if mark is None:
+            later = [start for start in starts if start.grant == grant]
+        else:
+            # All nodes may have begun to count anew since.
+            is_counted_anew = grant <= since
+            later = [it for it in starts if it.node != self._name and (it.grant > since or is_counted_anew)]
+        parsed = [{name: Position.parse(text) for name, text in start.positions.items()} for start in later]
+        diverged.keep(self._data_path, diverged.floors(self._data_path, mark, parsed))
+        return mark is not None or bool(diverged.kept_databases(self._data_path))
+
+    def _read_mark(self) -> tuple[dict[str, Position] | None, int]:
+        """Raises OSError or ValueError when it cannot be read."""
+        try:
+            content = json.loads(self._file.read_text("utf-8"))
+        except FileNotFoundError:
+            return None, 0
+        if content["version"] != VERSION:
+            raise ValueError(f"{self._file} is of version {content['version']!r}, and this release knows {VERSION}")
+        return {name: Position.parse(text) for name, text in content["positions"].items()}, content["grants"]
+
+    async def _settle(self, holder: str) -> None:
+        """Drops what the cluster has after all, as soon as that can be told, and tells of the rest."""
+        seen: dict[str, dict[int, str]] = {}
+        copies: set[str] = set()
+        pause = _PAUSE
+        while not await asyncio.to_thread(self._is_known, holder, seen, copies):
+            await asyncio.sleep(pause)
+            pause = min(1.1 * pause, _LONGEST_PAUSE)
+        try:
+            await self._on_disk(diverged.drop_shared, self._data_path, copies)
+            self._file.unlink(missing_ok=True)
+        except OSError as error:
+            logger.error("What was kept cannot be compared: %s", error)
+        told, self._told = self._told, await self._on_disk(diverged.find, self._data_path)
+        for found in (each for each in self._told if each not in told):
+            logger.error(
+                "Not in the cluster: transactions of %s (%d, TXID %x to %x). litefs_status shows them.",
+                found.database,
+                found.count,
+                found.first,
+                found.last,
+            )
+
+    def _is_known(self, holder: str, seen: dict[str, dict[int, str]], copies: set[str]) -> bool:
+        """Whether each of the holder's databases is known to be the same here. `seen` is where the holder's were."""
+        own, theirs = self._nodes.client(self._name, 1.0), self._nodes.client(holder, 1.0)
+        try:
+            if own.info().primary != holder:
+                return False
+            there, here = theirs.positions(), own.positions()
+        except ClientError:
+            return False
+        for name, position in there.items():
+            were = seen.setdefault(name, {})
+            were[position.txid] = position.checksum
+            if len(were) > _REMEMBERED:
+                del were[next(iter(were))]
+        copies |= {
+            name for name, position in here.items() if seen.get(name, {}).get(position.txid) == position.checksum
+        }
+        return copies >= there.keys()
