@@ -99,6 +99,7 @@ class Attempt:
             databases=("db",),
             urls={fake.name: fake.url for fake in two},
             identity=None,
+            lease=None,
             litefs=(),
             search_path="",
             application=(),

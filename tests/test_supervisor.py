@@ -19,7 +19,7 @@ from litefs_django._litefs.identity import Identity
 from litefs_django._litefs.node import mounts
 from litefs_django._litefs.node.children import Backoff, Child, Children
 from litefs_django._litefs.node.claim import PRIVATE, claim, claim_mount_path
-from litefs_django._litefs.node.description import NodeDescription
+from litefs_django._litefs.node.description import LeaseService, NodeDescription
 from litefs_django._litefs.node.mounts import is_mounted
 from litefs_django._litefs.node.output import Output
 from litefs_django._litefs.node.primary_command import PrimaryCommand
@@ -38,11 +38,12 @@ def test_supervisor_imports_neither_django_nor_yaml() -> None:
     assert not re.search("'(django|yaml|asyncio|multiprocessing)'", modules)
 
 
+LEASE = LeaseService(command=("python", "-m", "lease"), listener=6, port=4321, token="t0ken", ttl=3.0)
 IDENTITY = Identity(name="web1", shown="a key and a certificate", accepted="an authority")
 
 
-@pytest.mark.parametrize("identity", [None, IDENTITY])
-def test_description_round_trip(identity: Identity | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("identity", "lease"), [(None, None), (IDENTITY, LEASE)])
+def test_description_round_trip(identity: Identity | None, lease: LeaseService | None, tmp_path: Path) -> None:
     node = NodeDescription(
         mount_path=Path("/litefs"),
         run_path=tmp_path,
@@ -51,6 +52,7 @@ def test_description_round_trip(identity: Identity | None, tmp_path: Path) -> No
         primary="web1",
         urls={"web1": "http://10.0.0.1:20202", "web2": "http://10.0.0.2:20202"},
         identity=identity,
+        lease=lease,
         litefs=("/bin/litefs", "mount"),
         search_path="/bin:/usr/bin",
         application=("server", "", "$A 'b' \n"),

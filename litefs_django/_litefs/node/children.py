@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 
 from litefs_django._litefs.node.output import Output
@@ -102,9 +102,18 @@ class Children:
         self._running: dict[int, Child] = {}
 
     def start(
-        self, name: str, argv: Sequence[str], *, on_our_death: signal.Signals, search_path: str | None = None
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        on_our_death: signal.Signals,
+        search_path: str | None = None,
+        descriptors: Collection[int] = (),
     ) -> Child:
-        """Runs a command; `name` marks its output. Raises OSError when it cannot be executed."""
+        """Runs a command; `name` marks its output, `descriptors` are for it to have.
+
+        Raises OSError when it cannot be executed.
+        """
         parent = os.getpid()
         environment = os.environ if search_path is None else os.environ | {"PATH": search_path}
 
@@ -124,6 +133,7 @@ class Children:
                 stderr=stderr,
                 env=environment,
                 start_new_session=True,
+                pass_fds=descriptors,
                 preexec_fn=tie_to_parent,
             )
         finally:

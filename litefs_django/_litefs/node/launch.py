@@ -55,6 +55,7 @@ def prepare(
         databases=tuple(database.name for database in settings.databases),
         urls={**nodes.urls, settings.cluster.node: config.local_url},
         identity=nodes.identity,
+        lease=None,
         litefs=(str(litefs), "mount", "-config", str(settings.run / CONFIG), "-no-expand-env"),
         search_path=search_path,
         application=application,

@@ -21,9 +21,13 @@ class _Source:
 
 
 class Output:
-    """A thread of its own does the writing: whoever reads our stdout may stop reading at any time."""
+    """A thread of its own does the writing: whoever reads our stdout may stop reading at any time.
 
-    def __init__(self, stdout: int = 1, stderr: int = 2) -> None:
+    What is `hidden` is not passed on: LiteFS logs the URL of its lease service, with the token.
+    """
+
+    def __init__(self, stdout: int = 1, stderr: int = 2, hidden: str = "") -> None:
+        self._hidden = hidden.encode()
         self._stdout, self._stderr = stdout, stderr
         self._selector = selectors.DefaultSelector()
         self._own = self.open("litefs_run", is_error=True)
@@ -62,7 +66,8 @@ class Output:
         if source.rest and (not data or len(source.rest) >= _LONGEST_LINE):
             lines.append(source.rest)
             source.rest = b""
-        _write(source.target, b"".join(source.mark + line + b"\n" for line in lines))
+        text = b"".join(source.mark + line + b"\n" for line in lines)
+        _write(source.target, text.replace(self._hidden, b"...") if self._hidden else text)
 
 
 def _write(target: int, data: bytes) -> None:
