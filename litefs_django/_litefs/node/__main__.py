@@ -7,6 +7,8 @@ from pathlib import Path
 
 from litefs_django._litefs.node.description import NodeDescription
 from litefs_django._litefs.node.supervisor import Supervisor
+from litefs_django._litefs.node.witness import Witness
 
 if __name__ == "__main__":
-    sys.exit(Supervisor(NodeDescription.read(Path(sys.argv[1]))).run())
+    node = NodeDescription.read(Path(sys.argv[1]))
+    sys.exit((Supervisor(node) if node.litefs else Witness(node)).run())

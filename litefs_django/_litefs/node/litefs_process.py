@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 from litefs_django._litefs.errors import SupervisorError
 from litefs_django._litefs.node.children import Backoff, Child, Children
 from litefs_django._litefs.node.description import NodeDescription
 from litefs_django._litefs.node.gates import CommitGates
+from litefs_django._litefs.node.lease_process import LeaseProcess
 from litefs_django._litefs.node.mounts import is_mounted, unmount_command
 from litefs_django._litefs.node.observer import Observer, View
 from litefs_django._litefs.node_file import NodeFileWriter
@@ -21,7 +24,7 @@ _UNMOUNT_PAUSE = 1.0
 class LiteFSProcess:
     """One LiteFS after the other, and what the node file says of the mount.
 
-    `wake` is called from another thread when the mount has changed.
+    `wake` is called from another thread when the mount has changed; `lease` is there with Raft.
     """
 
     def __init__(
@@ -32,6 +35,7 @@ class LiteFSProcess:
         gates: CommitGates,
         say: Callable[[str], None],
         wake: Callable[[], None],
+        lease: LeaseProcess | None,
     ) -> None:
         self._node = node
         self._children = children
@@ -39,9 +43,11 @@ class LiteFSProcess:
         self._gates = gates
         self._say = say
         self._wake = wake
+        self._lease = lease
         self._backoff = Backoff()
         self._next_unmount = 0.0
         self._litefs: Child | None = None
+        self._handle = -1  # a pidfd: no other process can get its number
         self._unmounting: Child | None = None
         self._observer: Observer | None = None
         self.mounts = 0  # how often a mount has come up
@@ -68,7 +74,8 @@ class LiteFSProcess:
         if not self.mounts and ended is not None and ended > 0:
             raise SupervisorError("LiteFS refuses to start; its lines above say why.")
         if self._litefs is None:
-            if self._backoff.is_over and self._unmounted() and self._gates.renew():
+            may_start = self._lease is None or self._lease.may_litefs_start
+            if may_start and self._backoff.is_over and self._unmounted() and self._gates.renew():
                 self._start()
         elif self._is_up and not is_mounted(self._node.mount_path):
             # No commit is confirmed any more, for nothing answers on the path.
@@ -83,6 +90,16 @@ class LiteFSProcess:
                 self.mounts += 1
                 self._node_file.mount_is_up()
                 self._say(f"LiteFS serves {self._node.mount_path}")
+
+    def may_be_primary(self) -> bool:
+        """Whether it runs, and its mount does not say that it is none. Blocks for as long as the mount hangs."""
+        observer = self._observer
+        return observer is not None and observer.may_be_primary()
+
+    def kill(self) -> None:
+        """Ends it at once, from any thread."""
+        with suppress(OSError):  # it has ended
+            signal.pidfd_send_signal(self._handle, signal.SIGKILL)
 
     def stop(self) -> Iterator[str]:
         """Stops LiteFS and unmounts. Yields what it waits for.
@@ -117,6 +134,8 @@ class LiteFSProcess:
             self._say(f"LiteFS cannot be started: {error}")
             self._backoff.ended(time.monotonic())
             return
+        if self._lease is not None:
+            self._handle = os.pidfd_open(self._litefs.pid)
         self._was_synced = False
         self._observer = Observer(self._node.mount_path, self._node.databases, self._wake)
 
@@ -125,7 +144,12 @@ class LiteFSProcess:
         if self._litefs is None or self._litefs.returncode is None:
             return None
         self._node_file.mount_is_down()
+        if self._lease is not None:
+            self._lease.litefs_has_ended()
         litefs, self._litefs = self._litefs, None
+        handle, self._handle = self._handle, -1
+        if handle >= 0:
+            os.close(handle)
         self._is_up = False
         if self._observer is not None:
             self._observer.stop()

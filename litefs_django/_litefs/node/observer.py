@@ -48,6 +48,11 @@ class Observer:
         self._stopped.set()
         self._thread.join(0.1)
 
+    def may_be_primary(self) -> bool:
+        """Asks the mount, which may hang; what does not serve, though it runs, may be anything."""
+        view = self._look()
+        return view.is_primary or not view.serves
+
     def _run(self) -> None:
         while not self._stopped.wait(INTERVAL if self.seen.serves else _INTERVAL_UNTIL_MOUNTED):
             view = self._look()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from litefs_django._litefs.errors import ClientError, SupervisorError
+from litefs_django._litefs.node.control import SILENCE, ask_node
 from litefs_django._litefs.node.description import NodeDescription
 from litefs_django._litefs.node.gates import CommitGates
 from litefs_django._litefs.node.planned_change import Patience, PlannedChange
@@ -40,16 +41,22 @@ class Role:
         """From now on no change is begun for `promote`, and one that has not told LiteFS yet is given up."""
         self._is_stopping = True
 
-    def promote(self, name: str, say: Callable[[str], None]) -> str:
-        """Makes that node the primary, when this one is. Returns what is true then; raises SupervisorError."""
+    def promote(self, name: str, say: Callable[[str], None], *, is_forwarded: bool = False) -> str:
+        """Makes that node the primary. Returns what is true then; raises SupervisorError.
+
+        The primary does it: with a relay this node asks the primary's supervisor to, unless it was asked by one.
+        """
         known, primary = self._what_is_so(name)
         if known:
             return known
         if primary != self._node.name:
-            raise SupervisorError(
-                f"{self._node.name} is not the primary, whose litefs_run hands the lease over; nothing was done. "
-                f'Run "manage.py litefs_promote {name}" on {primary}.'
-            )
+            if self._node.identity is None or is_forwarded:
+                raise SupervisorError(
+                    f"{self._node.name} is not the primary, whose litefs_run hands the lease over; nothing was done. "
+                    f'Run "manage.py litefs_promote {name}" on {primary}.'
+                )
+            say(f"asks {primary}, the primary")
+            return str(ask_node(self._node.reach, primary, "promote", say, timeout=SILENCE, node=name, forwarded=True))
         if self._is_stopping or not self._is_changing.acquire(blocking=False):
             why = "This node stops" if self._is_stopping else "Another change of primary is under way on this node"
             raise SupervisorError(f"{why}; nothing was done.")

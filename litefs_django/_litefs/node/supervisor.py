@@ -20,7 +20,9 @@ from litefs_django._litefs.mount import Position, PrimaryDetector
 from litefs_django._litefs.node.children import GRACE, Backoff, Child, Children
 from litefs_django._litefs.node.control import ControlServer, Say
 from litefs_django._litefs.node.description import Command, NodeDescription
+from litefs_django._litefs.node.fence import Fence
 from litefs_django._litefs.node.gates import CommitGates
+from litefs_django._litefs.node.lease_process import LeaseProcess
 from litefs_django._litefs.node.litefs_process import LiteFSProcess
 from litefs_django._litefs.node.output import Output
 from litefs_django._litefs.node.primary_command import PrimaryCommand
@@ -51,18 +53,24 @@ class Supervisor:
     """Runs the node that it is given a description of. Only for the main thread."""
 
     def __init__(self, node: NodeDescription) -> None:
-        for descriptor in node.claims:
+        for descriptor in (*node.claims, *((node.lease.listener,) if node.lease else ())):
             os.set_inheritable(descriptor, False)
         self._node = node
         self._signals = Signals()
-        self._output = Output()
+        self._output = Output(hidden=node.lease.token if node.lease else "")
         self._children = Children(self._output)
         self._gates = CommitGates(node.run_path, node.databases)
         self._role = Role(node, self._gates)
         self._node_file = NodeFileWriter(node.run_path)
+        self._lease: LeaseProcess | None = None
+        if node.lease is not None:
+            self._lease = LeaseProcess(
+                node.lease, self._children, self._output.say, self._node_file, self._signals.poke
+            )
         self._litefs = LiteFSProcess(
-            node, self._children, self._node_file, self._gates, self._output.say, self._signals.poke
+            node, self._children, self._node_file, self._gates, self._output.say, self._signals.poke, self._lease
         )
+        self._fence = self._make_fence(node.lease.ttl) if node.lease is not None else None
         self._commands = [
             PrimaryCommand(f"primary-{number}", argv, self._children, self._output.say)
             for number, argv in enumerate(node.on_primary, 1)
@@ -73,8 +81,19 @@ class Supervisor:
         self._foreground: Child | None = None  # the application, or a migration before it
         self._commands_may_run = False
         self._primary_until = 0.0
-        self._keeps_litefs = True
+        self._keeps_litefs = self._keeps_lease = True
         self._is_stopping = False
+
+    def _make_fence(self, ttl: float) -> Fence:
+        return Fence(
+            ttl,
+            CommitGates(self._node.run_path, self._node.databases),
+            self._node_file,
+            is_primary=self._litefs.may_be_primary,
+            seems_primary=lambda: self._litefs.view.is_primary,
+            kill=self._litefs.kill,
+            say=self._output.say,
+        )
 
     def run(self) -> int:
         """Runs the node to its end. Returns the exit code."""
@@ -110,10 +129,12 @@ class Supervisor:
         self._node_file.beat()
         self._children.reap()
         try:
+            if self._lease is not None and self._keeps_lease:
+                self._lease.keep()
             if self._keeps_litefs:
                 self._litefs.keep()
         except SupervisorError as error:
-            interruption = error
+            interruption = None if self._is_stopping else error
         if self._commands_may_run:
             is_primary = self._is_primary()
             for command in self._commands:
@@ -125,7 +146,7 @@ class Supervisor:
         view = self._litefs.view
         if view.is_primary:
             self._primary_until = self._litefs.seen_at + _ROLE_LIFETIME
-        elif view.serves:
+        elif view.serves or self._lease is not None:  # which is given to another node at once
             self._primary_until = 0.0
         return time.monotonic() < self._primary_until
 
@@ -244,6 +265,10 @@ class Supervisor:
         if view.is_primary and self._node.others and not has_left:
             yield from self._let_another_catch_up()
         yield from self._litefs.stop()
+        if self._fence is not None and self._lease is not None:
+            self._fence.stop()
+            self._keeps_lease = False
+            yield from self._lease.stop()
 
     # What the control socket asks, each in a thread of its own.
 
@@ -259,6 +284,7 @@ class Supervisor:
             "role": "primary" if view.is_primary else "replica" if view.serves else None,
             "primary": self._node.name if view.is_primary else view.primary,
             "generation": self._node_file.generation,
+            "lease": self._lease.status() if self._lease is not None else None,
             "positions": {name: str(position) for name, position in positions.items()},
             "application": application.pid if application is not None and application.is_running else None,
             "stopping": self._is_stopping,
@@ -270,7 +296,7 @@ class Supervisor:
             say(text)
 
         try:
-            outcome = self._role.promote(str(request.get("node")), tell)
+            outcome = self._role.promote(str(request.get("node")), tell, is_forwarded=bool(request.get("forwarded")))
         except LiteFSError as error:
             self._output.say(str(error))
             raise

@@ -8,12 +8,12 @@ from litefs_django import conf
 from litefs_django._litefs.errors import SettingsError, SupervisorError
 from litefs_django.management.in_use import require_litefs
 
-# Seconds without a word from the supervisor: longer than the longest of its steps.
-_TIMEOUT = 30.0
-
 
 class Command(BaseCommand):
-    help = "Makes a node the primary, without losing a write. Run it on the machine of the present primary."
+    help = (
+        "Makes a node the primary, without losing a write. With Raft run it on any node, with Consul on the machine "
+        "of the present primary."
+    )
     requires_system_checks = []
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -25,8 +25,11 @@ class Command(BaseCommand):
             settings = conf.read()
         except SettingsError as error:
             raise CommandError(str(error)) from error
+        name = node or settings.cluster.node
+        if (found := settings.cluster.get(name)) and found.is_witness:
+            raise CommandError(f"{name!r} is a witness, which has no data and cannot be the primary: name another.")
         # Linux alone has what it needs.
-        from litefs_django._litefs.node.control import ask
+        from litefs_django._litefs.node.control import SILENCE, ask
 
         def say(text: str) -> None:
             if verbosity > 0:
@@ -34,7 +37,7 @@ class Command(BaseCommand):
                 self.stdout.flush()
 
         try:
-            done = ask(settings.run, "promote", say, timeout=_TIMEOUT, node=node or settings.cluster.node)
+            done = ask(settings.run, "promote", say, timeout=SILENCE, node=name)
         except KeyboardInterrupt:
             raise CommandError(
                 "Interrupted. litefs_run goes on with the change: see litefs_status.", returncode=130

@@ -13,6 +13,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from litefs_django import conf
 from litefs_django._litefs.errors import LiteFSError, SettingsError
+from litefs_django._litefs.settings import LiteFSSettings
 from litefs_django.management.in_use import not_in_use
 
 
@@ -44,39 +45,84 @@ class Command(BaseCommand):
         parser.add_argument(
             "--on-primary",
             action="extend",
-            nargs="*",
+            nargs="+",
             default=[],
             metavar="CMD",
             help="A command line, as one argument, that runs only while this node is the primary.",
         )
+        parser.add_argument(
+            "--bootstrap",
+            action="store_true",
+            help="With Raft, begin without the members that do not answer: their disks are lost for good.",
+        )
+        parser.add_argument(
+            "--witness",
+            action="store_true",
+            help="With Raft, vote and hold no data, as LITEFS has it for this node; there is no CMD.",
+        )
         parser.add_argument("command", nargs="*", metavar="CMD", help="The application server and its arguments.")
 
-    def handle(self, *, migrate: bool, on_primary: list[str], command: list[str], **options: Any) -> None:
+    def handle(
+        self,
+        *,
+        migrate: bool,
+        on_primary: list[str],
+        bootstrap: bool,
+        witness: bool,
+        command: list[str],
+        **options: Any,
+    ) -> None:
         commands = [_split(line) for line in on_primary]
-        if not command:
+        if not command and not witness:
             raise CommandError(
                 'It needs the command to run: "manage.py litefs_run -- gunicorn mysite.wsgi".', returncode=2
             )
         if not conf.is_enabled():
+            if witness:
+                raise CommandError('--witness needs LiteFS, and LITEFS["ENABLED"] is False.')
             self._run_plainly(command, migrate=migrate, has_commands=bool(commands), options=options)
         if sys.platform != "linux":
             raise CommandError(
                 'LiteFS runs on Linux only. To develop without it set LITEFS["ENABLED"] to False.', returncode=1
             )
-        from litefs_django._litefs.node.launch import become_supervisor, prepare
+        from litefs_django._litefs.node.launch import become_supervisor, prepare, prepare_witness
 
         try:
-            description = prepare(
-                conf.read(),
-                tuple(command),
-                on_primary=commands,
-                migrate=_manage(options, "litefs_migrate") if migrate else (),
-            )
+            settings = conf.read()
+            self._check_kind(settings, command, is_witness=witness, is_bootstrap=bootstrap)
+            if witness:
+                description = prepare_witness(settings, is_bootstrap=bootstrap)
+            else:
+                description = prepare(
+                    settings,
+                    tuple(command),
+                    on_primary=commands,
+                    migrate=_manage(options, "litefs_migrate") if migrate else (),
+                    is_bootstrap=bootstrap,
+                )
         except SettingsError as error:
             raise CommandError(f"The settings cannot work:\n{error}") from error
         except (LiteFSError, OSError) as error:
             raise CommandError(str(error)) from error
         become_supervisor(description)
+
+    def _check_kind(
+        self, settings: LiteFSSettings, command: list[str], *, is_witness: bool, is_bootstrap: bool
+    ) -> None:
+        this = settings.cluster.this
+        where = f'LITEFS["NODES"]["{this.name}"]'
+        if is_witness != this.is_witness:
+            raise CommandError(
+                f'{where}: this node is a witness ("WITNESS": True). Start it with: litefs_run --witness'
+                if this.is_witness
+                else f'{where}: this node is not a witness. Start it without --witness, or set "WITNESS": True.'
+            )
+        if is_witness and command:
+            raise CommandError("--witness runs no command.")
+        if is_bootstrap and settings.leader_election != "raft":
+            raise CommandError(
+                f'--bootstrap is for LITEFS["LEADER_ELECTION"] "raft", and it is {settings.leader_election!r}.'
+            )
 
     def _run_plainly(self, command: list[str], *, migrate: bool, has_commands: bool, options: dict[str, Any]) -> None:
         """LITEFS["ENABLED"] is False: the command alone, as its own parent would start it."""

@@ -18,7 +18,8 @@ while True:
     time.sleep(60)
 """
 
-# Processes that write through the ORM until SIGTERM; each prints the names that were acknowledged.
+# Processes that write through the ORM until SIGTERM; each prints the names that were acknowledged. Arguments: how many,
+# and bytes that each transaction writes besides, so that it is committing most of the time.
 WRITERS = """
 import multiprocessing, os, signal, sys, time
 import django
@@ -29,13 +30,26 @@ signal.signal(signal.SIGTERM, lambda *args: stopping.append(1))
 def write():
     django.setup()
     from django.contrib.auth.models import Group
-    from django.db import DatabaseError
+    from django.contrib.sessions.models import Session
+    from django.db import DatabaseError, transaction
+    from django.utils import timezone
+    size = int(sys.argv[2]) if sys.argv[2:] else 0
+    def create(name):
+        if not size:
+            Group.objects.create(name=name)
+            return
+        with transaction.atomic():
+            Group.objects.create(name=name)
+            Session.objects.update_or_create(
+                session_key=str(os.getpid()),
+                defaults={"session_data": os.urandom(size // 2).hex(), "expire_date": timezone.now()},
+            )
     for count in range(10 ** 9):
         if stopping:
             break
         name = f"{os.getpid()}-{count}"
         try:
-            Group.objects.create(name=name)
+            create(name)
         except DatabaseError as error:
             say("failed", type(error).__name__, error)
             time.sleep(0.1)
@@ -49,6 +63,7 @@ if __name__ == "__main__":
         time.sleep(0.05)
     for process in processes:
         process.terminate()
+    for process in processes:
         process.join()
     sys.exit(max(abs(process.exitcode) for process in processes))
 """

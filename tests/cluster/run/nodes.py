@@ -21,7 +21,7 @@ from litefs_django._litefs.errors import MountError
 from litefs_django._litefs.mount import PrimaryDetector
 from litefs_django._litefs.node_file import NodeFile
 from tests.cluster.run.applications import IDLE, python
-from tests.machine import free_ports, mount_points, wait_until
+from tests.machine import SECRET, free_ports, mount_points, wait_until
 
 ROOT = Path(__file__).parents[3]
 MANAGE = Path(__file__).with_name("manage.py")
@@ -96,6 +96,11 @@ class SupervisedNode:
         self._reader = threading.Thread(target=self._read, args=(self.process,), daemon=True)
         self._reader.start()
 
+    def start_as_witness(self) -> None:
+        """Starts what only votes, and returns when it does."""
+        self._start([sys.executable, str(self.manage), "litefs_run", "--witness"])
+        self.wait_for_line("It votes.")
+
     def start_and_wait(self, *arguments: str, application: Sequence[str] | None = None, **options: Any) -> None:
         """Starts it and returns when the application has said its first line."""
         self.start(*arguments, application=application, **options)
@@ -156,6 +161,10 @@ class SupervisedNode:
         """LiteFS itself, once it runs."""
         return self._the_child(of_litefs=True)
 
+    def lease_processes(self) -> list[psutil.Process]:
+        """Its lease process, if it has one now."""
+        return [child for child in self.children() if "litefs_django._litefs.node.lease" in child.cmdline()]
+
     def application_process(self) -> psutil.Process:
         """The application's first process."""
         return self._the_child(of_litefs=False)
@@ -163,7 +172,8 @@ class SupervisedNode:
     def _the_child(self, *, of_litefs: bool) -> psutil.Process:
         def found() -> list[psutil.Process]:
             direct = [process for process in self.children() if process.ppid() == self.pid]
-            return [process for process in direct if self._is_litefs(process) == of_litefs]
+            leases = self.lease_processes()
+            return [it for it in direct if it not in leases and self._is_litefs(it) == of_litefs]
 
         wait_until(lambda: len(found()) == 1, "one such child", context=self.output)
         return found()[0]
@@ -289,6 +299,18 @@ class SupervisedNode:
 def static_nodes(count: int, directory: Path, binary: Path, **litefs: Any) -> list[SupervisedNode]:
     """Nodes of one cluster, none of them started; node1 is the primary."""
     return _nodes(count, directory, binary, {**STATIC, **litefs})
+
+
+def raft_nodes(count: int, directory: Path, binary: Path, *, witnesses: int = 0, **litefs: Any) -> list[SupervisedNode]:
+    """Nodes of one cluster that elect their primary themselves, none of them started; the last ones are witnesses."""
+    nodes = _nodes(count, directory, binary, {"LEADER_ELECTION": "raft", "SECRET": SECRET, **litefs})
+    ports = iter(free_ports(2 * count))
+    members = nodes[0].litefs["NODES"]
+    for member in members.values():
+        member |= {"RAFT_PORT": next(ports), "RELAY_PORT": next(ports)}
+    for node in nodes[count - witnesses :]:
+        members[node.name]["WITNESS"] = True
+    return nodes
 
 
 def elected_nodes(count: int, directory: Path, binary: Path, lease: Mapping[str, Any]) -> list[SupervisedNode]:

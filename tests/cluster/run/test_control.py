@@ -53,6 +53,7 @@ def test_status(start_nodes: StartNodes) -> None:
         "role": "primary",
         "primary": "node1",
         "generation": first.node_file.generation(),
+        "lease": None,
         "positions": {},
         "application": first.application_process().pid,
         "stopping": False,

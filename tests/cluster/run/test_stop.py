@@ -104,9 +104,9 @@ def test_clean_restart_under_writers(node: SupervisedNode) -> None:
 
 
 def test_other_processes_on_the_mount(node: SupervisedNode) -> None:
-    """Their commits are held off; they lose the mount, but nothing that was acknowledged."""
+    """Their commits are held off; they lose the mount, but nothing that was acknowledged, and none is left in doubt."""
     node.start_and_wait("--migrate")
-    writers = node.popen(python(WRITERS, "4"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    writers = node.popen(python(WRITERS, "4", "1000000"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     with writers:
         assert writers.stdout is not None
         lines = [writers.stdout.readline() for _ in range(20)]
@@ -121,6 +121,7 @@ def test_other_processes_on_the_mount(node: SupervisedNode) -> None:
     assert node.wait() == 0
     found = {line.split()[-1] for line in node.found("app | has")}
     assert {line.split()[-1] for line in lines if line.startswith("wrote")} <= found
+    assert not [line for line in lines if "CommitOutcomeUnknown" in line]
 
 
 def test_commit_that_does_not_end(start_nodes: StartNodes) -> None:
