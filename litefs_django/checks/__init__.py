@@ -13,10 +13,18 @@ from litefs_django.checks.configuration import (
     check_overlaps,
     check_settings,
     check_unguarded,
+    check_voters,
 )
 from litefs_django.checks.context import Check
 from litefs_django.checks.handover import check_handover, check_missing_middleware, check_saved_sessions
-from litefs_django.checks.machine import check_binary, check_directories, check_exposure, check_machine, check_port
+from litefs_django.checks.machine import (
+    check_binary,
+    check_directories,
+    check_exposure,
+    check_machine,
+    check_port,
+    check_raft_exposure,
+)
 from litefs_django.checks.project import (
     check_caches,
     check_default_caches,
@@ -45,16 +53,19 @@ __all__ = [
     "check_mount_path",
     "check_overlaps",
     "check_port",
+    "check_raft_exposure",
     "check_saved_sessions",
     "check_sessions",
     "check_settings",
     "check_unguarded",
     "check_uploads",
+    "check_voters",
 ]
 
 TAG = "litefs"
 CHECKS: tuple[Check, ...] = (
     check_settings,
+    check_voters,
     check_mount_path,
     check_overlaps,
     check_engines,
@@ -73,6 +84,7 @@ DEPLOY_CHECKS: tuple[Check, ...] = (
     check_directories,
     check_port,
     check_exposure,
+    check_raft_exposure,
     check_default_caches,
     check_default_uploads,
 )
@@ -82,6 +94,7 @@ FAMILIES: tuple[tuple[str, tuple[Check, ...]], ...] = (
         "settings",
         (
             check_settings,
+            check_voters,
             check_engines,
             check_unguarded,
             check_connection_age,
@@ -103,5 +116,5 @@ FAMILIES: tuple[tuple[str, tuple[Check, ...]], ...] = (
     ("machine", (check_machine,)),
     ("binary", (check_binary,)),
     ("directories", (check_mount_path, check_overlaps, check_directories)),
-    ("port", (check_port, check_exposure)),
+    ("port", (check_port, check_exposure, check_raft_exposure)),
 )

@@ -19,7 +19,7 @@ from litefs_django.checks.context import is_litefs_mounted, node_count, valid_se
 
 
 def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    """E002 to E008: each mistake in LITEFS and in the NAME of a database on LiteFS."""
+    """E002 to E008: each mistake in LITEFS and in the NAME of a database on LiteFS. E050: Raft is not installed."""
     if not conf.is_enabled():
         return []
     try:
@@ -30,6 +30,23 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
             for problem in error.problems
         ]
     return []
+
+
+def check_voters(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """W040: with Raft a number of nodes of which one gains nothing."""
+    configured = valid_settings()
+    if configured is None or configured.leader_election != "raft" or len(configured.cluster.nodes) % 2:
+        return []
+    count = len(configured.cluster.nodes)
+    borne = count // 2 - 1
+    lost = "none of them may be lost" if not borne else f"{borne} of them may be lost, as of {count - 1}"
+    return [
+        Warning(
+            f"LITEFS[\"NODES\"]: with 'raft' most of the nodes have to reach each other. Of {count} {lost}.",
+            hint='Add a node, or one that only votes ("WITNESS": True).',
+            id="litefs_django.W040",
+        )
+    ]
 
 
 def check_mount_path(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:

@@ -25,10 +25,16 @@ def valid_settings() -> LiteFSSettings | None:
         return None
 
 
-def node_count() -> int:
-    """How many nodes the cluster has; 0 where there is no cluster, but one node, or LiteFS is not in use."""
+def litefs_settings() -> LiteFSSettings | None:
+    """The same, and None on a witness, which runs no LiteFS."""
     configured = valid_settings()
-    count = 0 if configured is None else len(configured.cluster.nodes)
+    return None if configured is None or configured.cluster.this.is_witness else configured
+
+
+def node_count() -> int:
+    """How many nodes have the databases; 0 where it is one alone, or LiteFS is not in use."""
+    configured = valid_settings()
+    count = 0 if configured is None else len(configured.cluster.data_nodes)
     return count if count > 1 else 0
 
 

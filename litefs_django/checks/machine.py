@@ -13,7 +13,7 @@ from django.core.checks import CheckMessage, Error, Warning
 
 from litefs_django._litefs.directories import directory_problem
 from litefs_django._litefs.errors import BinaryError
-from litefs_django.checks.context import is_litefs_mounted, valid_settings
+from litefs_django.checks.context import is_litefs_mounted, litefs_settings, valid_settings
 
 REQUIRED = (
     ("/dev/fuse", "E010"),
@@ -26,7 +26,7 @@ REQUIRED = (
 
 def check_machine(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """E010 to E013, E016 and E040: what LiteFS needs of this machine, for the user who runs the check."""
-    configured = valid_settings()
+    configured = litefs_settings()
     if configured is None:
         return []
     if sys.platform != "linux":
@@ -53,7 +53,7 @@ def check_machine(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> lis
 
 def check_binary(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """E014 and E015: no litefs binary, or one that does not run here or is of another version."""
-    configured = valid_settings()
+    configured = litefs_settings()
     if configured is None:
         return []
     from litefs_django._litefs import binary
@@ -75,7 +75,7 @@ def check_directories(app_configs: Sequence[AppConfig] | None, **kwargs: Any) ->
     if configured is None or sys.platform != "linux":
         return []
     paths = {"RUN_PATH": (configured.run, True), "DATA_PATH": (configured.data_path, True)}
-    if not is_litefs_mounted(configured):
+    if not configured.cluster.this.is_witness and not is_litefs_mounted(configured):
         paths["MOUNT_PATH"] = (configured.mount_path, False)
     return [
         Error(
@@ -91,7 +91,7 @@ def check_directories(app_configs: Sequence[AppConfig] | None, **kwargs: Any) ->
 
 def check_port(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """E019: where LiteFS of this node is to listen nobody can, or somebody else does."""
-    configured = valid_settings()
+    configured = litefs_settings()
     if configured is None or sys.platform != "linux":
         return []
     from litefs_django._litefs.listening import bind_problem, find_listener, host_and_port
@@ -124,7 +124,7 @@ def check_port(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[C
 
 def check_exposure(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """W003: LiteFS's HTTP API, which knows no authentication, where strangers may reach it."""
-    configured = valid_settings()
+    configured = litefs_settings()
     if configured is None:
         return []
     from litefs_django._litefs.listening import host_and_port, public_addresses
@@ -143,5 +143,27 @@ def check_exposure(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
             hint="Use an address on a private network. Where a firewall lets only the other nodes through, silence "
             '"litefs_django.W003".',
             id="litefs_django.W003",
+        )
+    ]
+
+
+def check_raft_exposure(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """W041: the port of Raft, which knows the secret, but is no match for a flood, where strangers may reach it."""
+    configured = valid_settings()
+    if configured is None or configured.leader_election != "raft":
+        return []
+    from litefs_django._litefs.listening import public_addresses
+
+    this = configured.cluster.this
+    if not (public := public_addresses(this.address)):
+        return []
+    return [
+        Warning(
+            f'LITEFS["NODES"]["{this.name}"]: the lease process listens on {", ".join(sorted(map(str, public)))}, a '
+            f"public address. Nothing can be read or changed there without the SECRET, but strangers who reach "
+            f"RAFT_PORT ({this.raft_port}) can use up its memory, and so keep this node from voting.",
+            hint="Use an address on a private network. Where a firewall lets only the other nodes through to it and to "
+            f'RELAY_PORT ({this.relay_port}), silence "litefs_django.W041".',
+            id="litefs_django.W041",
         )
     ]

@@ -23,6 +23,7 @@ from litefs_django._litefs.listening import Listener, bind_problem, find_listene
 from litefs_django._litefs.mount import PrimaryDetector
 from litefs_django._litefs.node.finding import Finding, Level
 from litefs_django._litefs.node.joining import check_joining
+from litefs_django._litefs.node.lease_checkup import check_lease
 from litefs_django._litefs.node.mounts import is_mounted, unmount_command
 from litefs_django._litefs.node_file import NodeFile
 from litefs_django._litefs.reach import Reach, reach
@@ -55,16 +56,20 @@ def check_up(settings: LiteFSSettings) -> Iterator[Finding]:
     """Looks once, at everything at the same time, and says how each thing is."""
     nodes, cluster = reach(settings), settings.cluster
     generation, mount = NodeFile(settings.run).generation(), _mount_state(settings.mount_path)
-    with ThreadPoolExecutor(3) as pool:
+    with ThreadPoolExecutor(4) as pool:
         asked = pool.submit(survey, nodes, [node.name for node in cluster.data_nodes])
         found = pool.submit(find_listener, settings)
         joining = pool.submit(_joining_problem, settings)
+        lease = pool.submit(lambda: list(check_lease(settings, is_supervised=generation is not None)))
         state = NodeState(generation, mount, found.result())
         reports = [_own(report, settings, state) for report in asked.result()]
         refused = "" if state.runs else joining.result()
-    yield from _port(settings, state)
+    if not cluster.this.is_witness:
+        yield from _port(settings, state)
     yield from _supervisor(settings, state)
-    yield from _mount(settings, state)
+    if not cluster.this.is_witness:
+        yield from _mount(settings, state)
+    yield from lease.result()
     if refused:
         yield Finding("error", "cluster", refused, "Until then litefs_run does not start this node.")
     yield from _cluster(settings, nodes, state, reports)
@@ -131,8 +136,17 @@ def _port(settings: LiteFSSettings, state: NodeState) -> Iterator[Finding]:
 
 
 def _supervisor(settings: LiteFSSettings, state: NodeState) -> Iterator[Finding]:
-    subject = "supervisor"
-    if not state.runs:
+    subject, is_witness = "supervisor", settings.cluster.this.is_witness
+    if is_witness and state.runs:
+        yield Finding("ok", subject, "litefs_run is alive; this node is a witness")
+    elif is_witness:
+        yield Finding(
+            "warning",
+            subject,
+            f"This node, {settings.cluster.node!r}, a witness, does not run: no litefs_run.",
+            'Start it with "manage.py litefs_run --witness".',
+        )
+    elif not state.runs:
         yield Finding(
             "warning",
             subject,

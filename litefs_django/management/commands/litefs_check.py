@@ -78,16 +78,20 @@ def _all_is_well(subject: str, settings: LiteFSSettings) -> str:
     """What a family of checks that has nothing to say would say; "" when that is nothing."""
     cluster = settings.cluster
     if subject == "settings":
-        lease = "elected through Consul" if cluster.primary is None else f"{cluster.primary!r}"
+        elected = {"consul": "elected through Consul", "raft": "elected by the nodes"}
+        lease = elected.get(settings.leader_election, repr(cluster.primary))
         return f"{_counted(len(cluster.nodes), 'node')}, this one is {cluster.node!r}; the primary is {lease}"
     if subject == "project":
         return "nothing is kept on one node that the others should see" if len(cluster.nodes) > 1 else ""
+    if cluster.this.is_witness and subject in ("machine", "binary"):
+        return ""
     if subject == "machine":
         return "FUSE and the right to mount are there"
     if subject == "binary":
         return f"{binary.find(settings.binary)} is LiteFS {binary.VERSION}"
     if subject == "directories":
-        return f"MOUNT_PATH, DATA_PATH and RUN_PATH can be used by user {os.geteuid()}"
+        paths = "DATA_PATH" if cluster.this.is_witness else "MOUNT_PATH, DATA_PATH"
+        return f"{paths} and RUN_PATH can be used by user {os.geteuid()}"
     return ""
 
 
