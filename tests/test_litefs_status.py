@@ -12,6 +12,7 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.test import override_settings
 
+from litefs_django.management.commands.litefs_status import _lease_rows
 from tests.machine import free_ports
 
 
@@ -32,6 +33,19 @@ def run(*arguments: str) -> tuple[int, str]:
     except SystemExit as end:
         return int(str(end.code)), stdout.getvalue()
     return 0, stdout.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("holder", "left", "expected"),
+    [
+        (None, None, "nobody"),
+        ("web1", 2.34, "web1, for 2.3 s unless it renews it or gives it back"),
+        ("web1", 0.0, "web1 until it ran out, and nobody else before a node leads"),
+    ],
+)
+def test_the_lease_is_told(holder: str | None, left: float | None, expected: str) -> None:
+    lease = {"holder": holder, "left": left, "term": 1, "leader": None, "voters": {"web1": True}, "votes": "It votes."}
+    assert next(_lease_rows(lease, "web1")) == ("LEASE", expected)
 
 
 def test_nobody_answers() -> None:
