@@ -19,6 +19,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 MANAGE = [sys.executable, str(HERE / "manage.py")]
 NAMES = ("node1", "node2", "node3")
+# No control socket: it would be a file in the home directory.
+GUNICORN = ("gunicorn", "board_site.wsgi", "--no-control-socket", "--workers=2", "--threads=4")
+UVICORN = ("uvicorn", "board_site.asgi:application", "--lifespan=off")
 START_SECONDS = 120
 STOP_SECONDS = 30
 
@@ -30,14 +33,13 @@ class NodeError(Exception):
 class Node:
     """One node of the site and the process that runs it; `show` prints its output as it comes."""
 
-    def __init__(self, name: str, port: int, environment: dict[str, str], show: bool) -> None:
+    def __init__(self, name: str, port: int, environment: dict[str, str], *, is_async: bool, show: bool) -> None:
         self.name = name
         self.url = f"http://127.0.0.1:{port}"
-        self.environment = {**os.environ, "PYTHONUNBUFFERED": "1", **environment}
-        # No control socket: it would be a file in the home directory.
-        server = [sys.executable, "-m", "gunicorn", "board_site.wsgi", "--no-control-socket"]
-        server += [f"--bind=127.0.0.1:{port}", "--workers=2", "--threads=4"]
-        self.command = [*MANAGE, "litefs_run", "--migrate", "--", *server]
+        settings = {"DJANGO_SETTINGS_MODULE": "board_site.settings", **({"ASGI": "1"} if is_async else {})}
+        self.environment = {**os.environ, "PYTHONUNBUFFERED": "1", **settings, **environment}
+        server = (*UVICORN, f"--port={port}") if is_async else (*GUNICORN, f"--bind=127.0.0.1:{port}")
+        self.command = [*MANAGE, "litefs_run", "--migrate", "--", sys.executable, "-m", *server]
         self.show = show
         self.output: deque[str] = deque(maxlen=200)
         self.process: subprocess.Popen[str] | None = None
@@ -59,13 +61,39 @@ class Node:
 
     def _pass_on(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            self.output.append(f"{self.name} | {line}")
-            if self.show:
-                print(self.output[-1], end="", flush=True)
+        with process.stdout as lines:
+            for line in lines:
+                self.output.append(f"{self.name} | {line}")
+                if self.show:
+                    print(self.output[-1], end="", flush=True)
+
+    @property
+    def pid(self) -> int:
+        """That of its litefs_run."""
+        assert self.process is not None
+        return self.process.pid
 
     def is_running(self) -> bool:
         return self.process is not None and self.process.poll() is None
+
+    def was_killed(self) -> bool:
+        """Whether somebody has killed it. Raises NodeError when it has ended otherwise."""
+        code = self.process.poll() if self.process is not None else None
+        if code is None:
+            return False
+        self.process = None  # There is nothing to stop any more.
+        if code != -signal.SIGKILL:
+            raise NodeError(f"{self.name} ended ({how_it_ended(code)}): the example ends.")
+        return True
+
+    def kill(self) -> None:
+        """kill -9 of all its processes, as when its machine loses power."""
+        assert self.process is not None
+        process, self.process = self.process, None
+        for pid in [process.pid, *descendants(process.pid)]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
 
     def wait_until_it_answers(self) -> None:
         """Until its first page is there. Raises NodeError when that takes too long or it ends instead."""
@@ -95,7 +123,7 @@ class Node:
             process.wait()
             raise NodeError(f"{self.name} did not stop within {STOP_SECONDS} s and was killed.") from None
         if code != 0:
-            raise NodeError(f"{self.name} ended with exit code {code}.")
+            raise NodeError(f"{self.name} ended ({how_it_ended(code)}).")
 
     def manage(self, *arguments: str, **environment: str) -> str:
         """Runs a manage.py command as this node. Raises NodeError with its output when it fails."""
@@ -116,23 +144,45 @@ class Node:
         found: dict[str, int] = {}
         for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
             with suppress(OSError):  # It may end meanwhile.
-                is_litefs = Path(f"/proc/{pid}/comm").read_text().startswith("litefs")
-                found["litefs" if is_litefs else "application"] = int(pid)
+                command = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+                if command[1:2] == ["mount"]:
+                    found["litefs"] = int(pid)
+                elif {"gunicorn", "uvicorn"} & {*command}:
+                    found["application"] = int(pid)
         return found
 
 
-def cluster(directory: Path, show: bool) -> list[Node]:
-    """Three nodes with a static lease; the first is the primary."""
-    ports = iter(free_ports(2 * len(NAMES)))
+def descendants(pid: int) -> list[int]:
+    """The process ids of its children, and of theirs."""
+    found: list[int] = []
+    with suppress(OSError):
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            found += [int(child), *descendants(int(child))]
+    return found
+
+
+def how_it_ended(code: int) -> str:
+    """A return code of subprocess in words."""
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def cluster(directory: Path, *, is_async: bool, show: bool) -> list[Node]:
+    """Three nodes that elect their primary. With `is_async` they run under ASGI."""
+    keys = ("HTTP_PORT", "RAFT_PORT", "RELAY_PORT")
+    ports = iter(free_ports((1 + len(keys)) * len(NAMES)))
     web_ports = {name: next(ports) for name in NAMES}
+    # On machines of their own each would have the same ports, which are the defaults.
     members = {
-        name: {"ADDRESS": "127.0.0.1", "URL": f"http://127.0.0.1:{web_ports[name]}", "HTTP_PORT": next(ports)}
+        name: {
+            "ADDRESS": "127.0.0.1",
+            "URL": f"http://127.0.0.1:{web_ports[name]}",
+            **{key: next(ports) for key in keys},
+        }
         for name in NAMES
     }
     shared = {
         "SECRET_KEY": secrets.token_urlsafe(50),
         "LITEFS_NODES": json.dumps(members),
-        "LITEFS_PRIMARY": NAMES[0],
         "LITEFS_SECRET": secrets.token_urlsafe(32),
     }
     nodes = []
@@ -143,13 +193,14 @@ def cluster(directory: Path, show: bool) -> list[Node]:
             "LITEFS_DATA_PATH": str(directory / name / "data"),
             "LITEFS_RUN_PATH": str(directory / name / "run"),
         }
-        nodes.append(Node(name, web_ports[name], {**shared, **own}, show))
+        nodes.append(Node(name, web_ports[name], {**shared, **own}, is_async=is_async, show=show))
     return nodes
 
 
-def plain_node(directory: Path) -> Node:
-    """The same site on Django's own sqlite3, without LiteFS: without NODE it is switched off."""
-    return Node("site", free_ports(1)[0], {"DATABASE_NAME": str(directory / "db.sqlite3")}, show=True)
+def plain_node(directory: Path, *, is_async: bool) -> Node:
+    """The same site on Django's own sqlite3, without LiteFS: with DEBUG it is switched off."""
+    environment = {"DEBUG": "1", "DATABASE_NAME": str(directory / "db.sqlite3")}
+    return Node("site", free_ports(1)[0], environment, is_async=is_async, show=True)
 
 
 def free_ports(count: int) -> list[int]:

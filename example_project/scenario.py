@@ -1,4 +1,4 @@
-"""What `cluster.py --check` plays: a visitor's way through the cluster, and two ways to lose the primary."""
+"""What `cluster.py --check` plays: a visitor's way through the cluster, and four ways to change the primary."""
 
 from __future__ import annotations
 
@@ -113,14 +113,30 @@ class Browser:
             return Page(0, str(error).encode())
 
 
+def find_primary(nodes: list[Node]) -> Node:
+    """The one whose footer says that it is the primary. Raises Different when there is none for long."""
+    found: list[Node] = []
+
+    def look() -> None:
+        found[:] = [node for node in nodes if " primary at " in Browser().get(node.url).footer]
+        expect("the number of primaries", len(found), 1)
+
+    wait_until(look)
+    return found[0]
+
+
 class Scenario:
     """The steps, in their order; each prints its result. The first that fails ends it."""
 
     def __init__(self, nodes: list[Node]) -> None:
         self.nodes = nodes
-        self.primary, *self.replicas = nodes
+        self.primary = find_primary(nodes)
         self.browser = Browser()
         self.posted: list[str] = []
+
+    @property
+    def replicas(self) -> list[Node]:
+        return [node for node in self.nodes if node is not self.primary]
 
     def play(self) -> bool:
         """Whether everything was as it should be."""
@@ -128,10 +144,12 @@ class Scenario:
             self.read_and_write()
             self.upload_a_picture()
             self.read_own_writes()
+            self.promote_a_replica()
             self.restart_the_primary()
+            self.kill_the_primary()
             self.kill_litefs()
             with self.step("stop every node cleanly"):
-                for node in reversed(self.nodes):
+                for node in [*self.replicas, self.primary]:
                     node.stop()
         except (Different, NodeError):
             return False
@@ -193,37 +211,60 @@ class Scenario:
                 page = self.browser.get(self.nodes[(number + 1) % 3].url)
                 expect(f"{text!r} on the other node", text in page.text, True)
 
-    def restart_the_primary(self) -> None:
-        with self.step(f"stop {self.primary.name} cleanly; the replicas go on showing every message"):
-            self.primary.stop()
-            for replica in self.replicas:
-                self.expect_messages(replica)
-        replica = self.replicas[0]
-        with self.step(
-            f"meanwhile a message posted on {replica.name} is refused, on a page that says so; nothing is saved"
-        ):
-            page = self.browser.post(f"{replica.url}/new/", text="Refused")
-            expect("the answer's status", page.status, 503)
-            expect("what the page says", "Nothing can be saved at this moment, and nothing was." in page.text, True)
-            self.expect_messages(replica)
-        with self.step(f"start {self.primary.name} again; every message is on every node"):
-            self.primary.start()
-            self.primary.wait_until_it_answers()
+    def promote_a_replica(self) -> None:
+        other, new = self.replicas
+        with self.step(f"make {new.name} the primary, with litefs_promote on {other.name}"):
+            other.manage("litefs_promote", new.name)
+            self.primary = new
             self.expect_all_agree()
-        self.write_once_more("after the restart")
+        self.write_once_more("after that")
+
+    def restart_the_primary(self) -> None:
+        old, survivors = self.primary, self.replicas
+        with self.step(f"stop {old.name}, the primary, cleanly: it hands over, and the others go on"):
+            old.stop()
+            self.primary = find_primary(survivors)
+            for node in survivors:
+                self.expect_messages(node)
+        self.post_on(survivors, f"while {old.name} is away")
+        self.start_again(old)
+
+    def kill_the_primary(self) -> None:
+        old, survivors = self.primary, self.replicas
+        began = time.monotonic()
+        with self.step(f"kill -9 all processes of {old.name}, the primary: another node takes over"):
+            old.kill()
+            self.primary = find_primary(survivors)
+        print(f"        {self.primary.name} was seen to be the primary after {time.monotonic() - began:.1f} s")
+        self.post_on(survivors, f"while {old.name} is dead")
+        self.start_again(old)
+
+    def post_on(self, nodes: list[Node], when: str) -> None:
+        for node in nodes:
+            with self.step(f"{when}, post a message on {node.name}"):
+                self.post_message(f"Message {when}, from {node.name}", node)
+
+    def start_again(self, node: Node) -> None:
+        with self.step(f"start {node.name} again; every message is on every node"):
+            node.start()
+            node.wait_until_it_answers()
+            self.expect_all_agree()
+        self.write_once_more(f"with {node.name} back")
 
     def kill_litefs(self) -> None:
-        before = self.primary.pids()
+        node = self.primary
+        before = node.pids()
 
         def expect_another() -> None:
-            now = self.primary.pids()
+            now = node.pids()
             expect("the application's process id", now.get("application"), before["application"])
             expect("a LiteFS with another process id", now.get("litefs", before["litefs"]) != before["litefs"], True)
 
         with self.step(f"kill -9 {self.primary.name}'s LiteFS: it comes back, its application goes on running"):
             os.kill(before["litefs"], signal.SIGKILL)
             wait_until(expect_another)
-        with self.step("every message is on every node"):
+        with self.step("one node is the primary again; every message is on every node"):
+            self.primary = find_primary(self.nodes)
             self.expect_all_agree()
         self.write_once_more("after the kill")
 

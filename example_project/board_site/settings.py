@@ -1,19 +1,18 @@
 """The settings of a message board that runs on a LiteFS cluster, or on plain SQLite for development.
 
-`python manage.py runserver` needs no environment at all: without NODE there is no LiteFS. On a
-machine of a cluster the environment says which node this is:
+`DEBUG=1 python manage.py runserver` needs nothing else: with DEBUG there is no LiteFS. On a machine of
+a cluster the environment says which node this is:
 
     NODE                its name, one of those in LITEFS_NODES
     LITEFS_NODES        the cluster as JSON: {"web1": {"ADDRESS": "10.0.0.1", "URL": "http://10.0.0.1:8000"}, ...}
-    LITEFS_PRIMARY      the name of the node that writes
-    LITEFS_SECRET       32 random bytes or more, the same on every node, with which they sign what they send each other
+    LITEFS_SECRET       32 random bytes or more, the same on every node, by which they know each other
     LITEFS_MOUNT_PATH   where the databases appear (default: /litefs)
     LITEFS_DATA_PATH    where LiteFS keeps its own files (default: /var/lib/litefs)
     LITEFS_RUN_PATH     lock files and the like (default: a directory in /run)
     SECRET_KEY          the same on every node, so that a session made on one is valid on all
     ALLOWED_HOSTS       comma-separated host names under which the site is reached
 
-Anywhere: DEBUG=1 for Django's debug pages, DATABASE_NAME for another file than db.sqlite3.
+Anywhere: DATABASE_NAME for another file than db.sqlite3, ASGI=1 under uvicorn.
 """
 
 from __future__ import annotations
@@ -24,18 +23,17 @@ from pathlib import Path
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
-IN_CLUSTER = "NODE" in os.environ
 DEBUG = os.environ.get("DEBUG") == "1"
-SECRET_KEY = os.environ["SECRET_KEY"] if IN_CLUSTER else "not a secret: for development on one machine"
+SECRET_KEY = "not a secret: for development on one machine" if DEBUG else os.environ["SECRET_KEY"]
 ALLOWED_HOSTS = os.environ.get("ALLOWED_HOSTS", "localhost,127.0.0.1").split(",")
 
+# A machine of a cluster that lacks its environment is to fail, not to serve an empty plain file.
 LITEFS: dict[str, object] = {"ENABLED": False}
-if IN_CLUSTER:
+if not DEBUG:
     LITEFS = {
         "NODE": os.environ["NODE"],
         "NODES": json.loads(os.environ["LITEFS_NODES"]),
-        "LEADER_ELECTION": "static",
-        "PRIMARY": os.environ["LITEFS_PRIMARY"],
+        "LEADER_ELECTION": "raft",
         "SECRET": os.environ["LITEFS_SECRET"],
         "MOUNT_PATH": os.environ.get("LITEFS_MOUNT_PATH", "/litefs"),
         "DATA_PATH": os.environ.get("LITEFS_DATA_PATH", "/var/lib/litefs"),
@@ -48,9 +46,9 @@ DATABASES = {
         "ENGINE": "litefs_django.db.backends.litefs",
         # On the LiteFS mount; beside manage.py when LiteFS is off.
         "NAME": os.environ.get("DATABASE_NAME", "db.sqlite3"),
-        # Opening a connection costs more than a query, so gunicorn's workers keep theirs. Under ASGI 0 is
-        # right: Django opens a new one for each request there.
-        "CONN_MAX_AGE": None,
+        # Opening a connection costs more than a query, so gunicorn's workers keep theirs. Under ASGI Django opens
+        # a new one for each request.
+        "CONN_MAX_AGE": 0 if "ASGI" in os.environ else None,
     }
 }
 
