@@ -13,9 +13,16 @@ import django
 def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
     django.setup()
-    from tests.benchmarks import handover, reads, sides, writers
+    from tests.benchmarks import failover, handover, idle, reads, relay, sides, writers
 
-    benchmarks = {"handover": handover, "reads": reads, "writers": writers}
+    benchmarks = {
+        "failover": failover,
+        "handover": handover,
+        "idle": idle,
+        "reads": reads,
+        "relay": relay,
+        "writers": writers,
+    }
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("name", choices=benchmarks, metavar="NAME", help="one of %(choices)s")
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of the table")

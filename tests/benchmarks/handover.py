@@ -1,9 +1,10 @@
 """What it costs that a replica takes a request: on the way to the primary, and for its own.
 
-Under gunicorn and uvicorn each, on three real nodes: PAIRS small POSTs straight to the primary and through a
-replica in turn, each by a client that keeps its connection; then BODY bytes up and down, in turn too, with the
-memory of the replica's processes meanwhile against before. Last, a GET that a node answers itself, with the
-middleware and without it, in this one process.
+Under gunicorn and uvicorn (with what uvicorn[standard] brings) each, on three real nodes: PAIRS small POSTs straight to
+the primary and through a replica in turn, each by a client that keeps its connection, and beside them a GET that the
+replica's second middleware answers at once: so much of what is added are the server and Django. Then BODY bytes up and
+down, in turn too, with the memory of the replica's processes meanwhile against before. Last, a GET that a node answers
+itself, with the middleware and without it, in this one process.
 """
 
 from __future__ import annotations
@@ -48,11 +49,18 @@ def run() -> list[dict[str, Any]]:
     for server in SERVERS:
         with tempfile.TemporaryDirectory(prefix="litefs-bench-") as directory:
             path = Path(directory)
-            with StaticCluster(3, path, litefs()) as cluster, Site(cluster, server, path) as site:
+            with StaticCluster(3, path, litefs()) as cluster, _site(cluster, server, path) as site:
                 figures += _posts(server, site)
                 figures += _bodies(server, site)
                 figures += _local(server, site.replica)
     return figures
+
+
+def _site(cluster: StaticCluster, server: str, directory: Path) -> Site:
+    site = Site(cluster, server, directory)
+    # As the documentation says for each.
+    site.configure({"CONN_MAX_AGE": None if server == "gunicorn" else 0})
+    return site
 
 
 def table(figures: list[dict[str, Any]]) -> list[list[str]]:
@@ -75,24 +83,29 @@ def _row(server: str, figure: str, direct: float, through: float, value: float, 
 
 
 def _posts(server: str, site: Site) -> Iterator[dict[str, Any]]:
-    direct, through = _Poster(site.primary), _Poster(site.replica)
-    sides = (direct, through)
+    direct, through, at_once = _Client(site.primary), _Client(site.replica), _Client(site.replica)
     for number in range(-200, PAIRS):
-        for side in sides if number % 2 else reversed(sides):
-            side.post(f"{'d' if side is direct else 't'}{number}", is_counted=number >= 0)
+        clients = [direct, through, at_once]
+        for client in clients if number % 2 else reversed(clients):
+            if client is at_once:
+                client.send("GET", "/at-once/", None, is_counted=number >= 0)
+            else:
+                name = f"{'d' if client is direct else 't'}{number}"
+                client.send("POST", "/post/", f"name={name}", is_counted=number >= 0)
     for name, cut, most in (("p50", 49, MAXIMUM_P50), ("p99", 98, MAXIMUM_P99)):
-        ours, theirs = (quantiles(side.times, n=100)[cut] for side in (through, direct))
+        theirs, ours, least = (quantiles(client.times, n=100)[cut] for client in (direct, through, at_once))
         yield _row(server, f"small POST, {name} ms", theirs, ours, ours - theirs, f"<= {most}")
+        yield _row(server, f"GET answered at once, {name} ms", 0.0, least, least, "")
 
 
-class _Poster:
+class _Client:
     def __init__(self, node: SiteNode) -> None:
         self.times: list[float] = []
         self._connection = http.client.HTTPConnection("127.0.0.1", node.port)
 
-    def post(self, name: str, *, is_counted: bool) -> None:
+    def send(self, method: str, path: str, form: str | None, *, is_counted: bool) -> None:
         began = time.perf_counter()
-        self._connection.request("POST", "/post/", f"name={name}", FORM)
+        self._connection.request(method, path, form, FORM)
         response = self._connection.getresponse()
         body = response.read()
         if is_counted:

@@ -59,6 +59,11 @@ class ConsulAgent:
         self._ports = dict(zip(("http", "server", "serf_lan"), free_ports(3), strict=True))
         self.url = f"http://127.0.0.1:{self._ports['http']}"
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def start(self) -> None:
         """Returns once the agent has elected itself; nothing happens when it runs."""
         if self._process is not None and self._process.poll() is None:
