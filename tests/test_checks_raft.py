@@ -14,7 +14,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from litefs_django import checks, conf
-from litefs_django._litefs import diverged, reach
+from litefs_django._litefs import reach
 from litefs_django._litefs.node import checkup
 from litefs_django._litefs.node.checkup import NodeState
 from litefs_django._litefs.node.control import ControlServer
@@ -22,7 +22,7 @@ from litefs_django._litefs.node.lease_checkup import check_lease
 from litefs_django._litefs.reading import read_settings
 from tests.configuring import OURS, Configure, ids, run
 from tests.machine import SECRET, free_ports
-from tests.test_diverged import write_ltx
+from tests.test_diverged import keep, write_ltx
 
 
 def raft(count: int, **this: Any) -> dict[str, Any]:
@@ -250,7 +250,7 @@ def test_a_node_that_does_not_run(tmp_path: Path) -> None:
 
 def test_what_this_node_alone_has(tmp_path: Path) -> None:
     write_ltx(tmp_path, "db.sqlite3", 26)
-    diverged.keep(tmp_path, {"db.sqlite3": 25})
+    keep(tmp_path, {"db.sqlite3": 25})
     settings = read_settings({**raft(3), "DATA_PATH": str(tmp_path), "RUN_PATH": "/run/web1"}, {})
     (kept,) = (it for it in found(settings, is_supervised=False) if it[1] == "diverged")
     assert kept[0] == "warning"

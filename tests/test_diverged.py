@@ -39,6 +39,10 @@ def position(txid: int, history: int = 0) -> Position:
     return Position(txid, f"{0x8000000000000000 | history << 8 | txid:016x}")
 
 
+def keep(data_path: Path, floors: dict[str, int]) -> None:
+    diverged.keep(data_path, diverged.ltx_files(data_path), floors)
+
+
 def summary(data_path: Path) -> list[tuple[str, int, int, int]]:
     return [(it.database, it.count, it.first, it.last) for it in diverged.find(data_path)]
 
@@ -59,7 +63,7 @@ def test_files_are_found_by_their_ends(tmp_path: Path) -> None:
 
 def test_what_is_above_the_floor_is_kept(data_path: Path) -> None:
     for _ in range(2):  # the second time it is the same
-        diverged.keep(data_path, {"a": 3, "b": 5})
+        keep(data_path, {"a": 3, "b": 5})
         assert summary(data_path) == [("a", 2, 4, 5)]
 
 
@@ -68,14 +72,14 @@ def test_where_there_are_no_links_it_is_copied(data_path: Path, monkeypatch: pyt
         raise OSError(errno.EXDEV, "another file system")
 
     monkeypatch.setattr(os, "link", refuse)
-    diverged.keep(data_path, {"a": 3})
+    keep(data_path, {"a": 3})
     assert summary(data_path) == [("a", 2, 4, 5)]
     diverged.drop_shared(data_path, {"a"})
     assert summary(data_path) == []
 
 
 def test_what_the_cluster_has_is_dropped(data_path: Path) -> None:
-    diverged.keep(data_path, {"a": 2, "b": 4})
+    keep(data_path, {"a": 2, "b": 4})
     # The third stays as it is, the fourth came again, the fifth is another's, and what was kept outlives its name.
     write_ltx(data_path, "a", 4)
     write_ltx(data_path, "a", 5, history=1)
@@ -84,14 +88,14 @@ def test_what_the_cluster_has_is_dropped(data_path: Path) -> None:
 
 
 def test_what_is_gone_from_litefs_stays_kept(data_path: Path) -> None:
-    diverged.keep(data_path, {"a": 4})
+    keep(data_path, {"a": 4})
     ltx_file(data_path, "a", 5).unlink()
     diverged.drop_shared(data_path, {"a"})
     assert summary(data_path) == [("a", 1, 5, 5)]
 
 
 def test_what_litefs_has_removed_since_is_known_by_what_came_after(data_path: Path) -> None:
-    diverged.keep(data_path, {"a": 1, "b": 1})
+    keep(data_path, {"a": 1, "b": 1})
     for txid in (2, 3):
         ltx_file(data_path, "a", txid).unlink()
         ltx_file(data_path, "b", txid).unlink()
@@ -102,7 +106,7 @@ def test_what_litefs_has_removed_since_is_known_by_what_came_after(data_path: Pa
 
 
 def test_what_cannot_be_compared_stays_and_hinders_nothing(data_path: Path) -> None:
-    diverged.keep(data_path, {"a": 1, "b": 3})
+    keep(data_path, {"a": 1, "b": 3})
     third, *_ = (data_path / diverged.DIRECTORY / "a").glob(f"{3:016x}-*")
     third.unlink()
     third.write_bytes(b"cut short")
@@ -113,22 +117,22 @@ def test_what_cannot_be_compared_stays_and_hinders_nothing(data_path: Path) -> N
 
 def test_a_name_that_looks_like_a_pattern(tmp_path: Path) -> None:
     write_ltx(tmp_path, "a[1]", 1)
-    diverged.keep(tmp_path, {"a[1]": 0})
+    keep(tmp_path, {"a[1]": 0})
     assert summary(tmp_path) == [("a[1]", 1, 1, 1)]
     diverged.drop_shared(tmp_path, {"a[1]"})
     assert summary(tmp_path) == []
 
 
 def test_two_divergences_at_the_same_txid_are_both_kept(data_path: Path) -> None:
-    diverged.keep(data_path, {"a": 4})
+    keep(data_path, {"a": 4})
     write_ltx(data_path, "a", 5, history=1)
-    diverged.keep(data_path, {"a": 4})
+    keep(data_path, {"a": 4})
     assert summary(data_path) == [("a", 2, 5, 5)]
 
 
 def test_dismissed_is_gone(data_path: Path) -> None:
     assert diverged.dismiss(data_path) == []
-    diverged.keep(data_path, {"a": 3})
+    keep(data_path, {"a": 3})
     assert [it.count for it in diverged.dismiss(data_path)] == [2]
     assert summary(data_path) == []
     assert ltx_file(data_path, "a", 5).exists()
@@ -137,7 +141,7 @@ def test_dismissed_is_gone(data_path: Path) -> None:
 def test_files_that_are_not_litefs_s_are_left_alone(data_path: Path) -> None:
     ltx_file(data_path, "a", 6).with_suffix(".ltx.tmp").touch()
     (data_path / "dbs" / "a" / "ltx" / "note.ltx").touch()
-    diverged.keep(data_path, {"a": 5})
+    keep(data_path, {"a": 5})
     assert summary(data_path) == []
 
 
@@ -160,9 +164,9 @@ def test_files_that_are_not_litefs_s_are_left_alone(data_path: Path) -> None:
 )
 def test_the_floor(data_path: Path, mark: int | None, starts: list[Position], floor: int | None) -> None:
     marked = None if mark is None else {"a": position(mark)}
-    found = diverged.floors(data_path, marked, [{"a": start} for start in starts])
+    found = diverged.floors(diverged.ltx_files(data_path), marked, [{"a": start} for start in starts])
     assert found.get("a") == floor
 
 
 def test_a_database_that_was_made_in_this_reign_is_kept_whole(data_path: Path) -> None:
-    assert diverged.floors(data_path, {"a": position(2)}, [{"a": position(5)}]) == {"a": 5, "b": 0}
+    assert diverged.floors(diverged.ltx_files(data_path), {"a": position(2)}, [{"a": position(5)}]) == {"a": 5, "b": 0}

@@ -47,16 +47,19 @@ class Diverged:
         return f"{number} of {self.database} (TXID {self.first:x} to {self.last:x}, until {when})"
 
 
-def floors(data_path: Path, mark: Positions | None, starts: Sequence[Positions]) -> dict[str, int]:
-    """For each database here: up to which TXID the primaries that came after this node had its history.
+def ltx_files(data_path: Path) -> dict[str, LtxFiles]:
+    """Those of each database here."""
+    return {directory.parent.name: LtxFiles(directory) for directory in data_path.glob("dbs/*/ltx")}
+
+
+def floors(files: Mapping[str, LtxFiles], mark: Positions | None, starts: Sequence[Positions]) -> dict[str, int]:
+    """For each database: up to which TXID the primaries that came after this node had its history.
 
     `mark` is where its own last reign began, None when it had none that is unsettled; `starts` are where those of later
     primaries began, the newest last. What is above may be this node's alone.
     """
     found: dict[str, int] = {}
-    for directory in data_path.glob("dbs/*/ltx"):
-        database = directory.parent.name
-        known = LtxFiles(directory)
+    for database, known in files.items():
         if not known.last:
             continue
         lowest = mark[database].txid if mark and database in mark else 0
@@ -79,10 +82,10 @@ def _shared(known: LtxFiles, starts: Sequence[Position], lowest: int) -> int | N
     return min(told, default=None)
 
 
-def keep(data_path: Path, floors: Mapping[str, int]) -> None:
+def keep(data_path: Path, files: Mapping[str, LtxFiles], floors: Mapping[str, int]) -> None:
     """Keeps what is above these TXIDs, by database. Raises OSError."""
     for database, floor in floors.items():
-        for ltx in LtxFiles(data_path / "dbs" / database / "ltx").above(floor):
+        for ltx in files[database].above(floor):
             kept = data_path / DIRECTORY / database / f"{ltx.stem}.{ltx.stat().st_mtime_ns:x}.ltx"
             kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             _link(ltx, kept)

@@ -187,6 +187,12 @@ def ask_node(nodes: Reach, name: str, request: str, say: Say, *, timeout: float,
         raise SupervisorError(f"litefs_run of {name} has not answered at {parts.netloc}: {error}.") from error
 
 
+def ask_primary(nodes: Reach, primary: str, name: str, say: Say) -> str:
+    """Has the primary's supervisor make that node the primary. Returns what is true then; raises SupervisorError."""
+    say(f"asks {primary}, the primary")
+    return str(ask_node(nodes, primary, "promote", say, timeout=SILENCE, node=name, forwarded=True))
+
+
 def _converse(server: socket.socket, request: Mapping[str, Any], say: Say) -> Any:
     _send(server, {"version": VERSION, **request})
     with server.makefile("rb") as lines:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from litefs_django._litefs.errors import ClientError, SupervisorError
-from litefs_django._litefs.node.control import SILENCE, ask_node
+from litefs_django._litefs.node.control import ask_primary
 from litefs_django._litefs.node.description import NodeDescription
 from litefs_django._litefs.node.gates import CommitGates
 from litefs_django._litefs.node.planned_change import Patience, PlannedChange
@@ -55,8 +55,7 @@ class Role:
                     f"{self._node.name} is not the primary, whose litefs_run hands the lease over; nothing was done. "
                     f'Run "manage.py litefs_promote {name}" on {primary}.'
                 )
-            say(f"asks {primary}, the primary")
-            return str(ask_node(self._node.reach, primary, "promote", say, timeout=SILENCE, node=name, forwarded=True))
+            return ask_primary(self._node.reach, primary, name, say)
         if self._is_stopping or not self._is_changing.acquire(blocking=False):
             why = "This node stops" if self._is_stopping else "Another change of primary is under way on this node"
             raise SupervisorError(f"{why}; nothing was done.")

@@ -9,7 +9,7 @@ from typing import Any
 
 from litefs_django._litefs.errors import SupervisorError
 from litefs_django._litefs.node.children import Children
-from litefs_django._litefs.node.control import SILENCE, ControlServer, Say, ask_node
+from litefs_django._litefs.node.control import ControlServer, Say, ask_primary
 from litefs_django._litefs.node.description import NodeDescription
 from litefs_django._litefs.node.lease_process import LeaseProcess
 from litefs_django._litefs.node.output import Output
@@ -75,10 +75,7 @@ class Witness:
         holder = status and status["state"]["lease"]
         if not holder:
             raise SupervisorError(f"{self._name} knows of no primary now; nothing was done.")
-        primary = holder["node"]
-        say(f"asks {primary}, the primary")
-        name = str(request.get("node"))
-        return str(ask_node(self._reach, primary, "promote", say, timeout=SILENCE, node=name, forwarded=True))
+        return ask_primary(self._reach, holder["node"], str(request.get("node")), say)
 
     def _stop(self, request: Mapping[str, Any], say: Say) -> str:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -104,7 +104,8 @@ class Divergence:
             is_counted_anew = grant <= since
             later = [it for it in starts if it.node != self._name and (it.grant > since or is_counted_anew)]
         parsed = [{name: Position.parse(text) for name, text in start.positions.items()} for start in later]
-        diverged.keep(self._data_path, diverged.floors(self._data_path, mark, parsed))
+        files = diverged.ltx_files(self._data_path)
+        diverged.keep(self._data_path, files, diverged.floors(files, mark, parsed))
         return mark is not None or bool(diverged.kept_databases(self._data_path))
 
     def _read_mark(self) -> tuple[dict[str, Position] | None, int]:
