@@ -12,12 +12,10 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
-
-import psutil
 
 from litefs_django._litefs.node.control import ask
 from tests.cluster.connections import create_tables
@@ -41,12 +39,7 @@ def kill_litefs(primary: SupervisedNode, others: Sequence[SupervisedNode]) -> No
 
 
 def lose_node(primary: SupervisedNode, others: Sequence[SupervisedNode]) -> None:
-    """All its processes at once, as by a power cut."""
-    processes = primary.children()
-    primary.kill()
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
+    primary.lose()
 
 
 def change(primary: SupervisedNode, others: Sequence[SupervisedNode]) -> None:
