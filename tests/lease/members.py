@@ -84,6 +84,10 @@ class Member:
     def is_committing(self) -> bool:
         return self.propose(Barrier(), timeout=0.5) is not None
 
+    def compact(self) -> None:
+        """Has it forget its log up to what it has applied, as after some minutes."""
+        self._ask(compact=True)
+
     def send(self, number: int) -> None:
         assert self._process is not None
         self._process.send_signal(number)
@@ -152,6 +156,9 @@ def _answer(election: LeaderElection) -> None:
     for line in sys.stdin:
         request = json.loads(line)
         answer: Any = election.status() | {"state": asdict(election.state), "cluster_id": election.cluster_id}
+        if "compact" in request:
+            election._raft.forceLogCompaction()
+            wait_until(lambda: election.log[0][1] > 1, "the log is compacted")
         if "propose" in request:
             answer = _outcome(election, request["propose"], request["timeout"])
         sys.stdout.write(json.dumps(answer) + "\n")

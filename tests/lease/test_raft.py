@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 
+from litefs_django._litefs.errors import LeaseError
+from litefs_django._litefs.node.lease import state as states
 from litefs_django._litefs.node.lease.files import NAME
-from litefs_django._litefs.node.lease.state import Release, Renew, SetClusterId
+from litefs_django._litefs.node.lease.raft import LeaderElection
+from litefs_django._litefs.node.lease.state import Barrier, Release, Renew, SetClusterId
 from tests.lease.members import TTL, Member, Members
-from tests.machine import SECRET, wait_until
+from tests.machine import SECRET, free_ports, wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -154,6 +157,41 @@ def test_a_stopped_leader_is_replaced_and_follows_when_it_is_resumed(tmp_path: P
         members.wait_committing()
         assert members.leader() is new, members.logs()
         assert leader.status()["term"] == term, "the one that came back has deposed the new leader"
+
+
+def test_one_that_knows_what_the_others_have_forgotten_starts_anew(tmp_path: Path) -> None:
+    """Its log begins after all that the others have: nothing that they send contradicts it, or fits."""
+    with Members(3, tmp_path) as members:
+        members.wait_committing()
+        ahead, *others = members
+        for _ in range(20):
+            assert ahead.propose(Barrier())
+        ahead.compact()
+        ahead.send(signal.SIGSTOP)
+        for member in others:
+            member.kill()
+            member.start()
+        members.wait_committing(others)
+        ahead.send(signal.SIGCONT)
+        assert ahead.wait() == 1
+        assert "starts anew" in ahead.log.read_text()
+        ahead.kill()
+        ahead.start()
+        members.wait_committing()
+
+
+def test_a_snapshot_that_cannot_be_read_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    election = LeaderElection("web1", {"web1": address}, secrets=[SECRET], ttl=TTL, directory=tmp_path)
+    raft = election._raft
+    while raft.log[0][1] == 1:
+        election.propose(Barrier())
+        raft.forceLogCompaction()
+        raft.doTick(0.01)
+    monkeypatch.setattr(states, "VERSION", states.VERSION + 1)
+    with pytest.raises(LeaseError, match="of another release"):
+        raft._SyncObj__loadDumpFile(clearJournal=True)
+    raft.destroy()
 
 
 def test_one_grows_to_three(tmp_path: Path) -> None:

@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 # Seconds: how long a node listens before it campaigns, at least and at most; how long a tick waits for something.
 ELECTION = (0.3, 0.6)
 TICK = 0.025
+# How many messages of its leader a member may refuse, one after the other: 13 come in a second, and more at work.
+REFUSALS = 100
 
 # Is told what was applied; None when it is not known whether the command was, or ever will be.
 Done = Callable[[Applied | None], None]
@@ -232,6 +234,7 @@ class _Machine(SyncObjConsumer):
     def __init__(self, changed: Callable[..., None]) -> None:
         super().__init__()
         self.state = State()
+        self.restored = 0  # snapshots
         self._changed = changed
 
     # The one replicated method: PySyncObj numbers them by name. What raised would be applied again for ever.
@@ -248,6 +251,7 @@ class _Machine(SyncObjConsumer):
 
     def _deserialize(self, data: Mapping[str, str]) -> None:
         self.state = states.decode_state(data["state"])
+        self.restored += 1
         self._changed(is_restored=True)
 
 
@@ -332,6 +336,15 @@ class _Raft(SyncObj):
             raise LeaseError("The Raft port was closed: no file descriptor was left.")
         if self._progress.is_stalled(self.raftCommitIndex, self.raftLastApplied, monotonic()):
             raise LeaseError("What is committed cannot be applied: it starts anew.")
+        if self.transport.refused > REFUSALS:
+            raise LeaseError("Nothing that its leader sends fits what this member has: it starts anew.")
+
+    def _SyncObj__loadDumpFile(self, clearJournal: bool) -> None:  # noqa: N802, N803
+        """Raises LeaseError for a snapshot that cannot be read: PySyncObj would go on, and say that it has it."""
+        restored = self.owner._machine.restored
+        super()._SyncObj__loadDumpFile(clearJournal)
+        if self.owner._machine.restored == restored:
+            raise LeaseError("The leader's snapshot cannot be read. Is it of another release?")
 
     def _onTick(self, timeToWait: float = 0.0) -> None:  # noqa: N802, N803
         ticked, self._ticked = self._ticked, monotonic()

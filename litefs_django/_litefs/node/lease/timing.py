@@ -15,8 +15,9 @@ from litefs_django._litefs.node.lease.state import Expire, State
 ANSWER = 0.75
 # Seconds between two attempts to have the same thing done.
 RETRY = 0.1
-# Seconds for which nothing may be applied while more is committed.
+# Seconds for which nothing may be applied while more is committed, and what one look at it counts at most.
 STALLED = 1.0
+LOOK = 0.3
 # Seconds that a node which is told --bootstrap listens for members that know better.
 LISTEN = 3.0
 # Seconds after which a node that hears too few is told what to do if the others are lost.
@@ -87,17 +88,23 @@ class ExpiryTimer:
 
 
 class Progress:
-    """Whether what is committed is applied. While it is, more may be committed at each look."""
+    """Whether what is committed is applied. While it is, more may be committed at each look.
+
+    Time is counted from look to look: a process that was stopped is not late when it goes on.
+    """
 
     def __init__(self) -> None:
         self._applied = -1
-        self._since = 0.0
+        self._looked = self._waited = 0.0
 
     def is_stalled(self, committed: int, applied: int, now: float) -> bool:
         """To be asked again and again, with the indexes of Raft's log."""
         if applied >= committed or applied != self._applied:
-            self._applied, self._since = applied, now
-        return now > self._since + STALLED
+            self._applied, self._waited = applied, 0.0
+        else:
+            self._waited += min(now - self._looked, LOOK)
+        self._looked = now
+        return self._waited > STALLED
 
 
 class Admission:

@@ -10,6 +10,7 @@ What this adds to pysyncobj 0.3.17:
 - a snapshot's chunk never commits anything: the receiver's own log is not verified yet (syncobj.py:1022).
 - entries that are here already are not cut off to be added again (syncobj.py:991): for a moment a member would not
   have what it has confirmed, or applied.
+- an answer to a leader says its term, and is not heard in a later one: of what it confirms something may be gone.
 - no vote is asked for or given before the node is admitted (timing.py).
 - strangers: 32 at a time, for PATIENCE seconds, 64 kB each; no read-only nodes, no commands of its admin tool.
 """
@@ -121,14 +122,18 @@ class LeaseTransport(TCPTransport):
         self._owner: Owner = sync_obj.owner
         self._up: set[TCPNode] = set()  # both sides have shown that they know the secret
         self.greeted: set[TCPNode] = set()
+        self.refused = 0  # messages of leaders, since one was accepted
         self._complaints: dict[TCPNode, str] = {}
         self._strangers: dict[TcpConnection, float] = {}
         self._next_hello = 0.0
         super().__init__(sync_obj, self_node, other_nodes)
 
-    def send(self, node: TCPNode, message: Mapping[str, Any]) -> bool:
+    def send(self, node: TCPNode, message: dict[str, Any]) -> bool:
         if node not in self.greeted or (message["type"] == "request_vote" and not self._owner.may_vote()):
             return False
+        if message["type"] == "next_node_idx":
+            message["term"] = self._syncObj.raftCurrentTerm
+            self.refused = 0 if message["success"] else self.refused + 1
         return bool(super().send(node, message))
 
     def say_hello(self) -> None:
@@ -163,6 +168,8 @@ class LeaseTransport(TCPTransport):
     def _is_welcome(self, message: dict[str, Any]) -> bool:
         if message["type"] == "request_vote":
             return self._owner.may_vote()
+        if message["type"] == "next_node_idx":
+            return bool(message["term"] == self._syncObj.raftCurrentTerm)
         return message["type"] != "append_entries" or _is_news(message, self._owner.log)
 
     def _hear(self, node: TCPNode, message: dict[str, Any]) -> None:
