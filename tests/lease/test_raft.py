@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pysyncobj.node import TCPNode
+from pysyncobj.transport import TCPTransport
 
 from litefs_django._litefs.errors import LeaseError
 from litefs_django._litefs.node.lease import state as states
@@ -178,6 +180,39 @@ def test_one_that_knows_what_the_others_have_forgotten_starts_anew(tmp_path: Pat
         ahead.kill()
         ahead.start()
         members.wait_committing()
+
+
+def test_a_leader_goes_back_at_once_whatever_is_on_its_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where an answer takes longer than the time between two messages."""
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(3)]
+    members = dict(zip(("web1", "web2", "web3"), addresses, strict=True))
+    raft = LeaderElection("web1", members, secrets=[SECRET], ttl=TTL, directory=tmp_path)._raft
+    answers: list[dict[str, Any]] = []
+    monkeypatch.setattr(TCPTransport, "send", lambda self, node, message: answers.append(message))
+    old, new = sorted(raft.otherNodes, key=lambda node: node.address)
+    raft.transport.greeted.update((old, new))
+
+    def say(node: TCPNode, term: int, before: tuple[int, int], *entries: tuple[int, int], committed: int = 1) -> int:
+        """Where this leader is told to go on."""
+        raft.transport._onMessageReceived(
+            node,
+            {
+                "type": "append_entries",
+                "term": term,
+                "commit_index": committed,
+                "prevLogIdx": before[0],
+                "prevLogTerm": before[1],
+                "entries": [(b"\x01", *entry) for entry in entries],
+            },
+        )
+        assert answers[-1]["term"] == term
+        next_index: int = answers[-1]["next_node_idx"]
+        return next_index
+
+    assert say(old, 1, (1, 0), (2, 1), (3, 1), (4, 1), (5, 1), committed=3) == 6
+    assert [say(new, 2, (index, 2)) for index in (9, 5, 8, 4)] == [4] * 4
+    assert say(new, 2, (3, 1), *((index, 2) for index in range(4, 10))) == 10
+    raft.destroy()
 
 
 def test_a_snapshot_that_cannot_be_read_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from litefs_django._litefs.node.lease.transport import Hello, _is_news, disagreement
+from litefs_django._litefs.node.lease.transport import Hello, _is_forgotten, _is_news, disagreement
 
 MEMBERS = {"web1": "10.0.0.1:1", "web2": "10.0.0.2:1", "web3": "10.0.0.3:1"}
 OURS = Hello(members=MEMBERS, ttl=3.0, cluster_id="LFSC1", term=0, is_known=True)
@@ -45,6 +45,21 @@ def append(*entries: tuple[int, int], before: tuple[int, int] = (4, 1)) -> dict[
 
 def test_entries_that_are_here_are_no_news() -> None:
     assert not _is_news(append((7, 1), (8, 1), before=(6, 1)), LOG)
+
+
+@pytest.mark.parametrize(
+    ("before", "is_forgotten"),
+    [
+        ((7, 1), False),
+        pytest.param((7, 2), True, id="another one in place of what was applied"),
+        pytest.param((8, 2), False, id="another one in place of what was not"),
+        pytest.param((4, 2), False, id="before all that is here"),
+        pytest.param((9, 2), False, id="after all that is here"),
+        pytest.param((None, None), False, id="the leader has nothing so far on"),
+    ],
+)
+def test_a_leader_that_has_forgotten_is_known_by_it(before: tuple[int, int], is_forgotten: bool) -> None:
+    assert _is_forgotten(append(before=before), LOG, applied=7) == is_forgotten
 
 
 def test_what_is_new_of_a_message_is_left() -> None:

@@ -25,7 +25,7 @@ from litefs_django._litefs.node.lease import state as states
 from litefs_django._litefs.node.lease.files import RecordFile
 from litefs_django._litefs.node.lease.state import Applied, Barrier, Command, SetClusterId, State
 from litefs_django._litefs.node.lease.timing import RETRY, Admission, ExpiryTimer, Progress, Times
-from litefs_django._litefs.node.lease.transport import Entry, Hello, LeaseTransport, Positions
+from litefs_django._litefs.node.lease.transport import FORGOTTEN, Entry, Hello, LeaseTransport, Positions
 from litefs_django._litefs.node_file import boottime_ns
 
 logger = logging.getLogger(__name__)
@@ -270,7 +270,7 @@ class _Journal(MemoryJournal):
 
     def deleteEntriesFrom(self, first: int) -> None:  # noqa: N802
         if self[first][1] <= self._raft.raftLastApplied:
-            raise LeaseError("The other members have lost what this one has applied: it starts anew.")
+            raise LeaseError(FORGOTTEN)
         super().deleteEntriesFrom(first)
 
 

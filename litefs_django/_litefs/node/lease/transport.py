@@ -10,6 +10,9 @@ What this adds to pysyncobj 0.3.17:
 - a snapshot's chunk never commits anything: the receiver's own log is not verified yet (syncobj.py:1022).
 - entries that are here already are not cut off to be added again (syncobj.py:991): for a moment a member would not
   have what it has confirmed, or applied.
+- a leader that has to go back is told at once how far: to what is committed, which is the same on all members. It went
+  back by one entry for each message, and to the end again for each message that was on its way meanwhile
+  (syncobj.py:978): where an answer takes longer than the time between two messages, for ever.
 - an answer to a leader says its term, and is not heard in a later one: of what it confirms something may be gone.
 - no vote is asked for or given before the node is admitted (timing.py).
 - strangers: 32 at a time, for PATIENCE seconds, 64 kB each; no read-only nodes, no commands of its admin tool.
@@ -27,7 +30,11 @@ from pysyncobj.node import TCPNode
 from pysyncobj.tcp_connection import CONNECTION_STATE, TcpConnection
 from pysyncobj.transport import TCPTransport
 
+from litefs_django._litefs.errors import LeaseError
+
 logger = logging.getLogger(__name__)
+
+FORGOTTEN = "The other members have lost what this one has applied: it starts anew."
 
 VERSION = 1
 KEEPALIVE = 0.25
@@ -101,6 +108,14 @@ def _is_news(message: dict[str, Any], log: Sequence[Entry]) -> bool:
     return not known or known < len(entries)
 
 
+def _is_forgotten(message: Mapping[str, Any], log: Sequence[Entry], applied: int) -> bool:
+    """Whether the leader goes on from something else than what this member has, and has applied, in that place."""
+    before: int | None = message.get("prevLogIdx")
+    if before is None or not log[0][1] <= before <= applied:
+        return False
+    return bool(log[before - log[0][1]][2] != message["prevLogTerm"])
+
+
 class Owner(Protocol):
     """What the transport is told by, and tells: raft.LeaderElection."""
 
@@ -134,6 +149,8 @@ class LeaseTransport(TCPTransport):
         if message["type"] == "next_node_idx":
             message["term"] = self._syncObj.raftCurrentTerm
             self.refused = 0 if message["success"] else self.refused + 1
+            if message["reset"]:
+                message["next_node_idx"] = max(self._syncObj.raftCommitIndex, self._syncObj.raftLastApplied) + 1
         return bool(super().send(node, message))
 
     def say_hello(self) -> None:
@@ -170,7 +187,12 @@ class LeaseTransport(TCPTransport):
             return self._owner.may_vote()
         if message["type"] == "next_node_idx":
             return bool(message["term"] == self._syncObj.raftCurrentTerm)
-        return message["type"] != "append_entries" or _is_news(message, self._owner.log)
+        if message["type"] != "append_entries":
+            return True
+        is_current = message["term"] >= self._syncObj.raftCurrentTerm
+        if is_current and _is_forgotten(message, self._owner.log, self._syncObj.raftLastApplied):
+            raise LeaseError(FORGOTTEN)
+        return _is_news(message, self._owner.log)
 
     def _hear(self, node: TCPNode, message: dict[str, Any]) -> None:
         name = self._owner.names[node.address]
