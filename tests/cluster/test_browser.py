@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nodes import Node, cluster
-from scenario import PASSWORD, PICTURE
+from scenario import PASSWORD, PICTURE, find_primary
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -41,7 +41,7 @@ SECONDS = 30
 
 @pytest.fixture(params=[False, True], ids=["gunicorn", "uvicorn"])
 def nodes(request: pytest.FixtureRequest, tmp_path: Path, litefs_binary: Path) -> Iterator[list[Node]]:
-    """The three nodes of the example, with a superuser; the first is the primary."""
+    """The three nodes of the example, the primary first, with a superuser."""
     programs = tmp_path / "bin"
     programs.mkdir()
     (programs / "litefs").symlink_to(litefs_binary)
@@ -57,8 +57,9 @@ def nodes(request: pytest.FixtureRequest, tmp_path: Path, litefs_binary: Path) -
             node.wait_until_it_answers()
         superuser = {"USERNAME": "ada", "EMAIL": "ada@example.com", "PASSWORD": PASSWORD}
         environment = {f"DJANGO_SUPERUSER_{key}": value for key, value in superuser.items()}
-        found[0].manage("createsuperuser", "--noinput", **environment)
-        yield found
+        primary = find_primary(found)
+        primary.manage("createsuperuser", "--noinput", **environment)
+        yield [primary, *(node for node in found if node is not primary)]
 
 
 @pytest.fixture
