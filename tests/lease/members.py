@@ -86,7 +86,7 @@ class Member:
 
     def compact(self) -> None:
         """Has it forget its log up to what it has applied, as after some minutes."""
-        self._ask(compact=True)
+        wait_until(lambda: self._ask(compact=True)["first"] > 1, "the log is compacted", context=self.log.read_text)
 
     def send(self, number: int) -> None:
         assert self._process is not None
@@ -158,7 +158,7 @@ def _answer(election: LeaderElection) -> None:
         answer: Any = election.status() | {"state": asdict(election.state), "cluster_id": election.cluster_id}
         if "compact" in request:
             election._raft.forceLogCompaction()
-            wait_until(lambda: election.log[0][1] > 1, "the log is compacted")
+            answer["first"] = election.log[0][1]
         if "propose" in request:
             answer = _outcome(election, request["propose"], request["timeout"])
         sys.stdout.write(json.dumps(answer) + "\n")

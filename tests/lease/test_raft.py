@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,6 @@ from pysyncobj.node import TCPNode
 from pysyncobj.transport import TCPTransport
 
 from litefs_django._litefs.errors import LeaseError
-from litefs_django._litefs.node.lease import state as states
 from litefs_django._litefs.node.lease.files import NAME
 from litefs_django._litefs.node.lease.raft import LeaderElection
 from litefs_django._litefs.node.lease.state import Barrier, Release, Renew, SetClusterId
@@ -182,51 +182,84 @@ def test_one_that_knows_what_the_others_have_forgotten_starts_anew(tmp_path: Pat
         members.wait_committing()
 
 
-def test_a_leader_goes_back_at_once_whatever_is_on_its_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Follower:
+    """web1 of three, in this process: it hears what it is told here, and its answers go nowhere."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        members = {f"web{number}": f"127.0.0.1:{port}" for number, port in enumerate(free_ports(3), start=1)}
+        self.raft = LeaderElection("web1", members, secrets=[SECRET], ttl=TTL, directory=directory)._raft
+        self.answers: list[dict[str, Any]] = []
+        monkeypatch.setattr(TCPTransport, "send", lambda transport, node, message: self.answers.append(message))
+        self.old, self.new = sorted(self.raft.otherNodes, key=lambda node: node.address)
+        self.raft.transport.greeted.update((self.old, self.new))
+
+    def hear(self, leader: TCPNode, term: int, **message: Any) -> dict[str, Any] | None:
+        """What is answered, if anything is."""
+        self.answers.clear()
+        self.raft.transport._onMessageReceived(leader, {"type": "append_entries", "term": term, **message})
+        return self.answers[0] if self.answers else None
+
+    def append(
+        self, leader: TCPNode, term: int, before: tuple[int, int], *entries: tuple[int, int], committed: int = 1
+    ) -> dict[str, Any] | None:
+        parts = {"prevLogIdx": before[0], "prevLogTerm": before[1], "commit_index": committed}
+        return self.hear(leader, term, entries=[(b"\x01", *entry) for entry in entries], **parts)
+
+
+@pytest.fixture
+def follower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Follower]:
+    found = Follower(tmp_path, monkeypatch)
+    yield found
+    found.raft.destroy()
+
+
+def refusal(term: int, next_index: int) -> dict[str, Any]:
+    return {"type": "next_node_idx", "term": term, "next_node_idx": next_index, "reset": True, "success": False}
+
+
+def test_a_leader_goes_back_at_once_whatever_is_on_its_way(follower: Follower) -> None:
     """Where an answer takes longer than the time between two messages."""
-    addresses = [f"127.0.0.1:{port}" for port in free_ports(3)]
-    members = dict(zip(("web1", "web2", "web3"), addresses, strict=True))
-    raft = LeaderElection("web1", members, secrets=[SECRET], ttl=TTL, directory=tmp_path)._raft
-    answers: list[dict[str, Any]] = []
-    monkeypatch.setattr(TCPTransport, "send", lambda self, node, message: answers.append(message))
-    old, new = sorted(raft.otherNodes, key=lambda node: node.address)
-    raft.transport.greeted.update((old, new))
-
-    def say(node: TCPNode, term: int, before: tuple[int, int], *entries: tuple[int, int], committed: int = 1) -> int:
-        """Where this leader is told to go on."""
-        raft.transport._onMessageReceived(
-            node,
-            {
-                "type": "append_entries",
-                "term": term,
-                "commit_index": committed,
-                "prevLogIdx": before[0],
-                "prevLogTerm": before[1],
-                "entries": [(b"\x01", *entry) for entry in entries],
-            },
-        )
-        assert answers[-1]["term"] == term
-        next_index: int = answers[-1]["next_node_idx"]
-        return next_index
-
-    assert say(old, 1, (1, 0), (2, 1), (3, 1), (4, 1), (5, 1), committed=3) == 6
-    assert [say(new, 2, (index, 2)) for index in (9, 5, 8, 4)] == [4] * 4
-    assert say(new, 2, (3, 1), *((index, 2) for index in range(4, 10))) == 10
-    raft.destroy()
+    old, new = follower.old, follower.new
+    follower.append(old, 1, (1, 0), (2, 1), (3, 1), (4, 1), (5, 1), committed=3)
+    for index in (9, 5, 8, 4):
+        assert follower.append(new, 2, (index, 2)) == refusal(2, 4)
+    done = follower.append(new, 2, (3, 1), *((index, 2) for index in range(4, 10)))
+    assert done == {**refusal(2, 10), "reset": False, "success": True}
 
 
-def test_a_snapshot_that_cannot_be_read_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    address = f"127.0.0.1:{free_ports(1)[0]}"
-    election = LeaderElection("web1", {"web1": address}, secrets=[SECRET], ttl=TTL, directory=tmp_path)
-    raft = election._raft
-    while raft.log[0][1] == 1:
-        election.propose(Barrier())
-        raft.forceLogCompaction()
-        raft.doTick(0.01)
-    monkeypatch.setattr(states, "VERSION", states.VERSION + 1)
+def test_a_leader_goes_on_after_a_snapshot_that_is_ahead_of_what_is_known_to_be_committed(follower: Follower) -> None:
+    follower.raft._SyncObj__raftLastApplied = 7
+    assert follower.append(follower.new, 2, (20, 2)) == refusal(2, 8)
+
+
+def test_a_leader_of_before_that_contradicts_what_was_applied_ends_nothing(follower: Follower) -> None:
+    old, new = follower.old, follower.new
+    follower.append(new, 2, (1, 0), (2, 2), (3, 2), committed=3)
+    follower.raft.doTick()
+    assert follower.raft.raftLastApplied == 3
+    assert follower.append(old, 1, (3, 1)) is None
+    with pytest.raises(LeaseError, match="lost what this one has applied"):
+        follower.append(old, 3, (3, 1))
+
+
+def test_an_answer_to_a_leader_of_another_term_is_not_heard(follower: Follower) -> None:
+    term = follower.raft.raftCurrentTerm
+    assert [follower.raft.transport._is_welcome(refusal(term + later, 1)) for later in (0, 1)] == [True, False]
+
+
+def test_refusals_are_counted_for_one_connection(follower: Follower) -> None:
+    follower.append(follower.new, 1, (20, 1))
+    assert follower.raft.transport.refused == 1
+    follower.raft.transport._onNodeDisconnected(follower.new)
+    assert follower.raft.transport.refused == 0
+
+
+def test_a_snapshot_that_cannot_be_read_ends_it(follower: Follower) -> None:
+    """One of another release, say: PySyncObj itself only logs it."""
+    whole = {"commit_index": 9, "serialized": (b"not a snapshot", True, False)}
+    assert follower.hear(follower.new, 1, **whole) is None
     with pytest.raises(LeaseError, match="of another release"):
-        raft._SyncObj__loadDumpFile(clearJournal=True)
-    raft.destroy()
+        follower.hear(follower.new, 1, **{**whole, "serialized": (b"", False, True)})
 
 
 def test_one_grows_to_three(tmp_path: Path) -> None:

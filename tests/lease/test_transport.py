@@ -44,7 +44,13 @@ def append(*entries: tuple[int, int], before: tuple[int, int] = (4, 1)) -> dict[
 
 
 def test_entries_that_are_here_are_no_news() -> None:
-    assert not _is_news(append((7, 1), (8, 1), before=(6, 1)), LOG)
+    assert not _is_news(append((6, 1), (7, 1), before=(5, 1)), LOG)
+
+
+def test_what_ends_where_the_log_ends_is_left_as_a_heartbeat() -> None:
+    message = append((7, 1), (8, 1), before=(6, 1))
+    assert _is_news(message, LOG)
+    assert message == append(before=(8, 1))
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 # Seconds: how long a node listens before it campaigns, at least and at most; how long a tick waits for something.
 ELECTION = (0.3, 0.6)
 TICK = 0.025
+# Bytes. Longer ones PySyncObj cuts into pieces, of which the transport could not tell what is here already.
+LONGEST_ENTRY = 16 << 20
 # How many messages of its leader a member may refuse, one after the other: 13 come in a second, and more at work.
 REFUSALS = 100
 
@@ -251,8 +253,8 @@ class _Machine(SyncObjConsumer):
 
     def _deserialize(self, data: Mapping[str, str]) -> None:
         self.state = states.decode_state(data["state"])
-        self.restored += 1
         self._changed(is_restored=True)
+        self.restored += 1
 
 
 class _Journal(MemoryJournal):
@@ -296,6 +298,7 @@ class _Raft(SyncObj):
             connectionRetryTime=0.5,
             leaderFallbackTimeout=ELECTION[1],
             appendEntriesUseBatch=False,
+            appendEntriesBatchSizeBytes=LONGEST_ENTRY,
             commandsWaitLeader=False,
             useFork=False,
         )

@@ -91,7 +91,8 @@ def disagreement(ours: Hello, theirs: Mapping[str, Any]) -> str:
 def _is_news(message: dict[str, Any], log: Sequence[Entry]) -> bool:
     """Makes a leader's message harmless, as the list above says; whether something is left of it.
 
-    An entry's index and term say what it is, and what is before it (the log matching property of Raft).
+    An entry's index and term say what it is, and what is before it (the log matching property of Raft). A message of
+    which the log has all, and nothing after it, is left as a heartbeat.
     """
     if "prevLogIdx" not in message:
         message["commit_index"] = 0
@@ -105,7 +106,7 @@ def _is_news(message: dict[str, Any], log: Sequence[Entry]) -> bool:
     if known:
         _, message["prevLogIdx"], message["prevLogTerm"] = entries[known - 1]
         message["entries"] = entries[known:]
-    return not known or known < len(entries)
+    return not known or known < len(entries) or message["prevLogIdx"] == log[-1][1]
 
 
 def _is_forgotten(message: Mapping[str, Any], log: Sequence[Entry], applied: int) -> bool:
@@ -137,7 +138,7 @@ class LeaseTransport(TCPTransport):
         self._owner: Owner = sync_obj.owner
         self._up: set[TCPNode] = set()  # both sides have shown that they know the secret
         self.greeted: set[TCPNode] = set()
-        self.refused = 0  # messages of leaders, since one was accepted
+        self.refused = 0  # messages of a leader, since one was accepted
         self._complaints: dict[TCPNode, str] = {}
         self._strangers: dict[TcpConnection, float] = {}
         self._next_hello = 0.0
@@ -148,7 +149,7 @@ class LeaseTransport(TCPTransport):
             return False
         if message["type"] == "next_node_idx":
             message["term"] = self._syncObj.raftCurrentTerm
-            self.refused = 0 if message["success"] else self.refused + 1
+            self.refused = self.refused + 1 if message["reset"] else 0
             if message["reset"]:
                 message["next_node_idx"] = max(self._syncObj.raftCommitIndex, self._syncObj.raftLastApplied) + 1
         return bool(super().send(node, message))
@@ -173,6 +174,7 @@ class LeaseTransport(TCPTransport):
     def _part(self, node: TCPNode) -> None:
         if node in self.greeted:
             self.greeted.discard(node)
+            self.refused = 0
             super()._onNodeDisconnected(node)
             self._owner.lost(self._owner.names[node.address])
 
