@@ -19,7 +19,7 @@ CONNECT_TIMEOUT = 2.0
 # the end of one may or may not have been seen.
 IDLE = 1.0
 # Bytes read and written at a time: all of a body that is ever in memory.
-CHUNK = 1 << 16
+CHUNK = 1 << 18
 # Bytes of a line, and lines, of an answer's head. Servers set their applications no limit of either.
 LONGEST_LINE = 1 << 16
 MOST_HEADERS = 2000
