@@ -39,10 +39,15 @@ GROWTH = 1.25
 # No pause is longer, either.
 SEARCH = 0.25
 
+# Seconds for which the node that has answered a request is sent the next one without a look. If it is not the primary
+# any more it says so.
+FRESH = 0.1
+
 # Seconds to connect that each attempt has at least, where time is up.
 LAST_CHANCE = 0.1
 
 _named_late: set[str] = set()
+_answered: dict[str, float] = {}  # when, by the node's name
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +138,7 @@ class _Course:
         wanted = cookie.read(self.request)
         self.is_writing = self.is_from_node or marks.writes(self.request, self.settings.writes)
         if self.is_writing:
-            primary = yield Look(node.primary)
+            primary = self._recent_primary() or (yield Look(node.primary))
             if not self._is_this(primary):
                 if self.is_from_node:
                     return self._nothing_done()
@@ -356,6 +361,19 @@ class _Course:
             primary = None
             yield from self._wait()
 
+    def _recent_primary(self) -> Node | None:
+        """The node that has answered just now, for a request that can be sent once more if it is not the primary."""
+        oldest = time.monotonic() - FRESH
+        others = self.settings.cluster.others
+        recent = next((other for other in others if _answered.get(other.name, 0.0) > oldest), None)
+        if recent is None or self.is_from_node:
+            return None
+        try:
+            body = self.exchange.body()
+        except LengthRequired:
+            return None
+        return recent if body is not None and body.data is not None else None
+
     def _can_search(self) -> bool:
         """Whether the request can be sent to one node after the other, of which all but the primary do nothing.
 
@@ -397,7 +415,7 @@ class _Course:
             path = request.target.partition("?")[0]
             logger.warning("%s %s was sent to %r and not answered: %s.", request.method, path, primary.name, error)
             raise _Refused(answers.UNKNOWN) from None
-        return self._unless_nothing_done(response, hop)
+        return self._unless_nothing_done(primary, response, hop)
 
     def _connect_timeout(self, *, is_needed: bool) -> float:
         """Seconds. Well below those for an answer, so that it is known that nothing was sent."""
@@ -415,13 +433,14 @@ class _Course:
         length = len(body.data) if body.data is not None else body.length or 0
         return self.signer.sign(hop, request, time.time(), length)
 
-    def _unless_nothing_done(self, response: Forwarded, hop: str) -> Forwarded | None:
+    def _unless_nothing_done(self, primary: Node, response: Forwarded, hop: str) -> Forwarded | None:
         answer = response.answer
         assert self.signer is not None
-        if answer is None or not self.signer.is_answer(answer, hop):
-            return response
-        let_go(response)
-        return None
+        if answer is not None and self.signer.is_answer(answer, hop):
+            let_go(response)
+            return None
+        _answered[primary.name] = time.monotonic()
+        return response
 
     def _body(self) -> Body:
         try:
