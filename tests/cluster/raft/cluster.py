@@ -165,11 +165,11 @@ class RaftCluster(CleanedUp):
         """Those of one of PARTS, all of the node's for "all"."""
         if part == "supervisor":
             return [psutil.Process(node.pid)]
+        if part == "lease":
+            return node.lease_processes()
         found = node.children()
         if part == "litefs":
             return [process for process in found if node._is_litefs(process)]
-        if part == "lease":
-            return [process for process in found if "litefs_django._litefs.node.lease" in " ".join(process.cmdline())]
         return [psutil.Process(node.pid), *found]
 
     def signal(self, node: SupervisedNode, part: str, number: int) -> None:
