@@ -82,6 +82,11 @@ def _shared(known: LtxFiles, starts: Sequence[Position], lowest: int) -> int | N
     return min(told, default=None)
 
 
+def has_been_at(data_path: Path, database: str, position: Position) -> bool:
+    """Whether the database's own history goes through that position, as far as it is there still."""
+    return _read(checksum, LtxFiles(_ltx(data_path, database)).ending(position.txid)) == position.checksum
+
+
 def keep(data_path: Path, files: Mapping[str, LtxFiles], floors: Mapping[str, int]) -> None:
     """Keeps what is above these TXIDs, by database. Raises OSError."""
     for database, floor in floors.items():
@@ -112,7 +117,7 @@ def drop_shared(data_path: Path, databases: Collection[str]) -> None:
         kept = sorted(_kept_files(data_path, database), reverse=True)
         if not kept:
             continue
-        ltx = LtxFiles(data_path / "dbs" / database / "ltx")
+        ltx = LtxFiles(_ltx(data_path, database))
         proved: dict[int, str | None] = {}
         for file in kept:
             first, last = txids(file.name)
@@ -120,6 +125,10 @@ def drop_shared(data_path: Path, databases: Collection[str]) -> None:
             if _read(checksum, file) == (history or proved.get(last, "")):
                 proved[first - 1] = _read(checksum_before, file)
                 file.unlink(missing_ok=True)
+
+
+def _ltx(data_path: Path, database: str) -> Path:
+    return data_path / "dbs" / database / "ltx"
 
 
 def _read(part: Callable[[Path], str], file: Path | None) -> str | None:

@@ -6,6 +6,7 @@ import os
 import re
 from bisect import bisect
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 # ltx.FormatFilename: the first and the last TXID of the file.
@@ -17,19 +18,22 @@ _TRAILER = 16
 
 
 class LtxFiles:
-    """Those of one database, as they were when this was made; none where there is no such directory.
+    """Those of one database; none where there is no such directory.
 
-    A busy node has tens of thousands: making this lists their names, the rest is looked up in them.
+    A busy node has tens of thousands: they are listed once, as they are when that is needed first.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+
+    @cached_property
+    def _names(self) -> list[str]:
+        """They follow one another, without gaps."""
         try:
-            names = os.listdir(directory)
+            names = os.listdir(self._directory)
         except FileNotFoundError:
-            names = []
-        # They follow one another, without gaps.
-        self._names = sorted(name for name in names if _NAME.fullmatch(name))
+            return []
+        return sorted(name for name in names if _NAME.fullmatch(name))
 
     @property
     def last(self) -> int:
@@ -45,6 +49,9 @@ class LtxFiles:
 
     def ending(self, txid: int) -> Path | None:
         """The one whose last TXID that is."""
+        alone = self._directory / f"{txid:016x}-{txid:016x}.ltx"
+        if alone.exists():
+            return alone
         name = self._holding(txid)
         return self._directory / name if name and txids(name)[1] == txid else None
 

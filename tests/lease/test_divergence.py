@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,7 +15,7 @@ import pytest
 
 from litefs_django._litefs import diverged
 from litefs_django._litefs.mount import Position
-from litefs_django._litefs.node.lease.divergence import Divergence
+from litefs_django._litefs.node.lease.divergence import FOLLOWED, NAME, Divergence
 from litefs_django._litefs.node.lease.state import Lease, Start, State
 from litefs_django._litefs.reach import Reach
 from tests.test_diverged import position, write_ltx
@@ -28,16 +30,19 @@ def state(grant: int, txid: int) -> State:
     return State(grants=grant, lease=lease, starts=starts)
 
 
-def reach(positions: Mapping[str, Position]) -> Reach:
-    """Both nodes answer that they are there. In the place of LiteFS, which such a moment cannot be waited for in."""
-    client = SimpleNamespace(info=lambda: SimpleNamespace(primary="other"), positions=lambda: positions)
-    return cast(Reach, SimpleNamespace(client=lambda name, timeout: client))
+def reach(here: Callable[[], Mapping[str, Position]], there: Callable[[], Mapping[str, Position]]) -> Reach:
+    """Both nodes answer that they are there. In the place of LiteFS, which such moments cannot be waited for in."""
+    clients = {
+        name: SimpleNamespace(info=lambda: SimpleNamespace(primary="other"), positions=positions)
+        for name, positions in (("this", here), ("other", there))
+    }
+    return cast(Reach, SimpleNamespace(client=lambda name, timeout: clients[name]))
 
 
 def test_a_grant_of_before_keeps_nothing_after_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A lease process that has started goes through past grants, each of which has this node begin to keep."""
+    """The lease may change again while what was kept for the last change takes its time."""
     for txid in range(1, 6):
         write_ltx(tmp_path, "a", txid)
     has_begun, keep = threading.Event(), diverged.keep
@@ -51,7 +56,8 @@ def test_a_grant_of_before_keeps_nothing_after_all(
     monkeypatch.setattr(diverged, "keep", keep_slowly)
 
     async def follow() -> None:
-        divergence = Divergence("this", tmp_path, tmp_path / "lease", reach({"a": position(5)}))
+        both = reach(lambda: {"a": position(5)}, lambda: {"a": position(5)})
+        divergence = Divergence("this", tmp_path, tmp_path / "lease", both)
         divergence.on_change(state(1, txid=2))
         await asyncio.to_thread(has_begun.wait)
         divergence.on_change(state(2, txid=5))
@@ -62,3 +68,88 @@ def test_a_grant_of_before_keeps_nothing_after_all(
     asyncio.run(follow())
     assert diverged.find(tmp_path) == []
     assert "Not in the cluster" not in caplog.text
+
+
+@pytest.fixture
+def was_primary(tmp_path: Path) -> Path:
+    """This node was the primary from 2 on, and has committed 4 and 5, which the other one had not got."""
+    for txid in range(1, 6):
+        write_ltx(tmp_path, "a", txid)
+    directory = tmp_path / "lease"
+    directory.mkdir()
+    (directory / NAME).write_text(json.dumps({"version": 1, "grants": 0, "positions": {"a": str(position(2))}}))
+    return tmp_path
+
+
+def settle(data_path: Path, here: Callable[[], Position], there: Callable[[], Position]) -> None:
+    """Follows the other one, which was at 3 when its reign began, until that is settled."""
+
+    async def follow() -> None:
+        nodes = reach(lambda: {"a": here()}, lambda: {"a": there()})
+        divergence = Divergence("this", data_path, data_path / "lease", nodes)
+        divergence.on_change(state(1, txid=3))
+        assert divergence._task is not None
+        await divergence._task
+
+    asyncio.run(follow())
+    assert not (data_path / "lease" / NAME).exists()
+
+
+def test_where_writes_never_rest_a_copy_is_known_by_its_history(was_primary: Path) -> None:
+    """No look at the two nodes, one after the other, ever finds them at the same transaction."""
+    txids = itertools.count(20, 10)
+
+    def here() -> Position:
+        txid = next(txids)
+        write_ltx(was_primary, "a", 4, history=1)
+        write_ltx(was_primary, "a", 5, history=1)
+        for each in range(6, txid + 1):
+            write_ltx(was_primary, "a", each, history=1)
+        return position(txid, 1)
+
+    settle(was_primary, here, lambda: position(next(txids) - 9, 1))
+    assert [(it.first, it.last) for it in diverged.find(was_primary)] == [(4, 5)]
+
+
+def test_what_it_alone_has_is_not_taken_for_the_cluster_s(was_primary: Path) -> None:
+    """The other one is still where this node's history went through, and this node has not heard of that yet."""
+    heres = iter([position(5)] * 3 + [position(6, 1)])
+
+    def here() -> Position:
+        at = next(heres)
+        if at.txid == 6:
+            for txid in (4, 5, 6):
+                write_ltx(was_primary, "a", txid, history=1, before=int(txid > 4))
+        return at
+
+    theres = iter([position(3)] * 2 + [position(6, 1)] * 2)
+    settle(was_primary, here, lambda: next(theres))
+    assert [(it.first, it.last) for it in diverged.find(was_primary)] == [(4, 5)]
+
+
+def test_what_has_come_from_the_primary_is_not_kept_when_the_node_starts_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy primary's are tens of thousands, which would all have to be linked, compared and dropped."""
+    kept: list[Any] = []
+    monkeypatch.setattr(diverged, "keep", lambda data_path, files, floors: kept.append(floors))
+    (tmp_path / "lease").mkdir()
+    write_ltx(tmp_path, "a", 2)
+
+    async def follow(grant: int) -> None:
+        nodes = reach(lambda: {"a": position(2)}, lambda: {"a": position(2)})
+        divergence = Divergence("this", tmp_path, tmp_path / "lease", nodes)
+        divergence.on_change(state(grant, txid=2))
+        assert divergence._task is not None
+        await divergence._task
+        assert divergence.may_follow(grant)
+
+    asyncio.run(follow(1))
+    for txid in (3, 4):
+        write_ltx(tmp_path, "a", txid)
+    asyncio.run(follow(1))
+    assert kept == [{"a": 2}]
+    (tmp_path / "lease" / FOLLOWED).write_text("cut sh")
+    asyncio.run(follow(1))
+    asyncio.run(follow(2))
+    assert kept == [{"a": 2}] * 3

@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 
+from litefs_django._litefs import diverged
 from litefs_django._litefs.config import parse
 from litefs_django._litefs.ltx import LtxFiles, checksum, checksum_before
+from litefs_django._litefs.node.control import ask
+from litefs_django._litefs.node.lease.divergence import FOLLOWED
 from tests.cluster.run.nodes import SupervisedNode, raft_nodes, wait_equal
 from tests.machine import mount_points
 
@@ -120,6 +123,21 @@ def test_what_a_dead_primary_had_to_itself_is_kept_and_shown(nodes: list[Supervi
     assert "Removed: 1 transaction of db.sqlite3" in primary.run_command("litefs_status", "--dismiss").stdout
     assert status(primary)["diverged"] == []
     assert "nothing to dismiss" in primary.run_command("litefs_status", "--dismiss").stdout
+
+
+def test_a_node_that_has_missed_nothing_keeps_nothing(nodes: list[SupervisedNode]) -> None:
+    """However many were the primary before it started: its lease process goes through all of them."""
+    for number in range(2):
+        for node in nodes:
+            if node is not primary_of(nodes):
+                ask(node.run_path, "promote", timeout=30, node=node.name)
+            create(node, f"{node.name}-{number}")
+    wait_equal(nodes)
+    for node in nodes:
+        assert node.stop() == 0
+        node.start_and_wait()
+        node.wait_for((node.data / "raft" / FOLLOWED).exists, "it follows")
+        assert not (node.data / diverged.DIRECTORY).exists()
 
 
 def test_two_nodes_and_a_witness(tmp_path: Path, litefs_binary: Path) -> None:

@@ -2,7 +2,8 @@
 
 A node that becomes the primary notes on its disk how far it was: its mark. When another one holds the lease, the relay
 does not let its LiteFS reach that one until what may be its alone is kept. Once its databases are copies of the
-primary's, what these have after all is dropped, and the mark with it.
+primary's, what these have after all is dropped, and the mark with it. Whom it follows is noted, too: when it starts
+again all that it has got since is that one's.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from litefs_django._litefs import diverged
 from litefs_django._litefs.errors import ClientError
 from litefs_django._litefs.mount import Position
-from litefs_django._litefs.node.lease.state import Start, State
+from litefs_django._litefs.node.lease.state import Lease, Start, State
 from litefs_django._litefs.part_file import write_whole
 from litefs_django._litefs.reach import Reach
 
@@ -27,20 +29,21 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 NAME = "reign.json"
+FOLLOWED = "followed.json"
 VERSION = 1
 # Seconds between two looks whether the databases are copies of the primary's, and at the longest.
 _PAUSE = 0.1
 _LONGEST_PAUSE = 1.0
-_REMEMBERED = 1000  # of the primary's positions, for each database
 
 
 class Divergence:
-    """Follows the lease, in the event loop. `directory` is for the mark; `nodes` reaches each node's LiteFS."""
+    """Follows the lease, in the event loop. `directory` is for what is noted; `nodes` reaches each node's LiteFS."""
 
     def __init__(self, name: str, data_path: Path, directory: Path, nodes: Reach) -> None:
         self._name = name
         self._data_path = data_path
         self._file = directory / NAME
+        self._followed = directory / FOLLOWED
         self._nodes = nodes
         self._grant = 0  # the last one whose holder may be followed
         self._asked = 0
@@ -73,39 +76,42 @@ class Divergence:
         if lease.node == self._name:
             self._grant = lease.grant
             return
-        self._task = asyncio.get_running_loop().create_task(self._follow(lease.grant, lease.node, state.starts))
+        self._task = asyncio.get_running_loop().create_task(self._follow(lease, state.starts))
 
-    async def _follow(self, grant: int, holder: str, starts: tuple[Start, ...]) -> None:
+    async def _follow(self, lease: Lease, starts: tuple[Start, ...]) -> None:
         pause, said = _PAUSE, ""
         while True:
             try:
-                may_be_alone = await self._on_disk(self._keep, grant, starts)
+                may_be_alone = await self._on_disk(self._keep, lease, starts)
                 break
             except (OSError, ValueError) as error:
                 if str(error) != said:
                     said = str(error)
-                    logger.error("It does not follow %s: what it alone may have cannot be kept: %s", holder, error)
+                    logger.error("It does not follow %s: what it alone may have cannot be kept: %s", lease.node, error)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
-        self._grant = grant
+        self._grant = lease.grant
         if may_be_alone:
-            await self._settle(holder)
+            await self._settle(lease.node)
 
     def _on_disk(self, work: Callable[..., T], *args: Any) -> asyncio.Future[T]:
         return asyncio.get_running_loop().run_in_executor(self._disk, work, *args)
 
-    def _keep(self, grant: int, starts: tuple[Start, ...]) -> bool:
+    def _keep(self, lease: Lease, starts: tuple[Start, ...]) -> bool:
         """Whether anything may be this node's alone."""
         mark, since = self._read_mark()
         if mark is None:
-            later = [start for start in starts if start.grant == grant]
+            later = [start for start in starts if start.grant == lease.grant]
         else:
             # All nodes may have begun to count anew since.
-            is_counted_anew = grant <= since
+            is_counted_anew = lease.grant <= since
             later = [it for it in starts if it.node != self._name and (it.grant > since or is_counted_anew)]
-        parsed = [{name: Position.parse(text) for name, text in start.positions.items()} for start in later]
-        files = diverged.ltx_files(self._data_path)
-        diverged.keep(self._data_path, files, diverged.floors(files, mark, parsed))
+        if mark is not None or not self._has_followed(lease):
+            parsed = [{name: Position.parse(text) for name, text in start.positions.items()} for start in later]
+            files = diverged.ltx_files(self._data_path)
+            diverged.keep(self._data_path, files, diverged.floors(files, mark, parsed))
+            with suppress(OSError):  # it saves work, nothing more
+                write_whole(self._followed, json.dumps(_note(lease)))
         return mark is not None or bool(diverged.kept_databases(self._data_path))
 
     def _read_mark(self) -> tuple[dict[str, Position] | None, int]:
@@ -118,12 +124,18 @@ class Divergence:
             raise ValueError(f"{self._file} is of version {content['version']!r}, and this release knows {VERSION}")
         return {name: Position.parse(text) for name, text in content["positions"].items()}, content["grants"]
 
+    def _has_followed(self, lease: Lease) -> bool:
+        try:
+            return bool(json.loads(self._followed.read_text("utf-8")) == _note(lease))
+        except (OSError, ValueError):
+            return False
+
     async def _settle(self, holder: str) -> None:
         """Drops what the cluster has after all, as soon as that can be told, and tells of the rest."""
-        seen: dict[str, dict[int, str]] = {}
+        awaited: dict[str, Position] = {}
         copies: set[str] = set()
         pause = _PAUSE
-        while not await asyncio.to_thread(self._is_known, holder, seen, copies):
+        while not await asyncio.to_thread(self._is_known, holder, awaited, copies):
             await asyncio.sleep(pause)
             pause = min(1.1 * pause, _LONGEST_PAUSE)
         try:
@@ -141,21 +153,29 @@ class Divergence:
                 found.last,
             )
 
-    def _is_known(self, holder: str, seen: dict[str, dict[int, str]], copies: set[str]) -> bool:
-        """Whether each of the holder's databases is known to be the same here. `seen` is where the holder's were."""
+    def _is_known(self, holder: str, awaited: dict[str, Position], copies: set[str]) -> bool:
+        """Whether each of the holder's databases is known to be the same here.
+
+        `awaited` is where the holder's were when they were at least as far as these: what is here up to there has come
+        from the holder, or is the same.
+        """
         own, theirs = self._nodes.client(self._name, 1.0), self._nodes.client(holder, 1.0)
         try:
             if own.info().primary != holder:
                 return False
-            there, here = theirs.positions(), own.positions()
+            here, there = own.positions(), theirs.positions()
         except ClientError:
             return False
-        for name, position in there.items():
-            were = seen.setdefault(name, {})
-            were[position.txid] = position.checksum
-            if len(were) > _REMEMBERED:
-                del were[next(iter(were))]
-        copies |= {
-            name for name, position in here.items() if seen.get(name, {}).get(position.txid) == position.checksum
-        }
+        for name in there.keys() - copies:
+            txid = here[name].txid if name in here else 0
+            if name in awaited and awaited[name].txid > txid:
+                continue
+            if name in awaited and diverged.has_been_at(self._data_path, name, awaited[name]):
+                copies.add(name)
+            elif there[name].txid >= txid:
+                awaited[name] = there[name]
         return copies >= there.keys()
+
+
+def _note(lease: Lease) -> dict[str, Any]:
+    return {"version": VERSION, "session": lease.session, "grant": lease.grant}

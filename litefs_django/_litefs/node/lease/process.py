@@ -78,8 +78,12 @@ async def _serve(description: LeaseDescription) -> int:
         relay=relay,
     )
     followers.append(server.on_change)
-    if client is not None:
+
+    async def follow_lease() -> None:
+        # A process that starts goes through all grants of before: what is kept for those takes long, and is nobody's.
+        await server.wait_until_current()
         followers.append(lambda: divergence.on_change(election.state))
+        divergence.on_change(election.state)
 
     def end(error: BaseException | None = None) -> None:
         if not ended.done():
@@ -106,6 +110,8 @@ async def _serve(description: LeaseDescription) -> int:
         await web.SockSite(runner, listener, shutdown_timeout=0.1).start()
         threading.Thread(target=take_part, name="litefs-raft", daemon=True).start()
         stack.callback(election.stop)
+        if client is not None:
+            stack.callback(asyncio.create_task(follow_lease()).cancel)
         return await _beat_until(ended, words)
 
 

@@ -165,8 +165,13 @@ class LeaseServer:
             case EndSession(session):
                 return _flag(await self._end(session))
 
+    async def wait_until_current(self) -> None:
+        """Until this process has caught up: one that starts goes through past holders."""
+        while not await self._is_current():
+            await asyncio.sleep(RETRY)
+
     async def _is_current(self) -> bool:
-        """Whether this process has once caught up: one that starts goes through past holders."""
+        """Whether this process has once caught up."""
         self._has_caught_up = self._has_caught_up or await self._caught_up() is not None
         return self._has_caught_up
 
