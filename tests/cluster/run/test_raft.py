@@ -6,18 +6,22 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import Group
+from django.db import transaction
 
 from litefs_django._litefs import diverged
 from litefs_django._litefs.config import parse
 from litefs_django._litefs.ltx import LtxFiles, checksum, checksum_before
 from litefs_django._litefs.node.control import ask
 from litefs_django._litefs.node.lease.divergence import FOLLOWED
+from litefs_django.exceptions import NotPrimaryError
+from tests.cluster.run.connections import connection_to
 from tests.cluster.run.nodes import SupervisedNode, raft_nodes, wait_equal
 from tests.machine import mount_points
 
@@ -138,6 +142,27 @@ def test_a_node_that_has_missed_nothing_keeps_nothing(nodes: list[SupervisedNode
         node.start_and_wait()
         node.wait_for((node.data / "raft" / FOLLOWED).exists, "it follows")
         assert not (node.data / diverged.DIRECTORY).exists()
+
+
+@pytest.mark.django_db(databases=[])
+def test_a_transaction_that_outlasts_a_planned_change_is_refused(nodes: list[SupervisedNode]) -> None:
+    """It is not of unknown outcome: nothing of it was written."""
+    primary = primary_of(nodes)
+    first, second = others(nodes, primary)
+    with closing(connection_to(primary)) as connection:
+        objects = Group.objects.using(connection.alias)
+
+        def outlast() -> None:
+            with transaction.atomic(connection.alias):
+                objects.create(name="late")
+                ask(primary.run_path, "promote", timeout=30, node=first.name)
+
+        with pytest.raises(NotPrimaryError, match=f"cannot be written on node '{primary.name}'"):
+            outlast()
+        assert not objects.filter(name="late").exists()
+    create(first, "one")
+    wait_equal(nodes)
+    assert "groups: 1" in second.run_command("shell", "-c", COUNT).stdout
 
 
 def test_two_nodes_and_a_witness(tmp_path: Path, litefs_binary: Path) -> None:

@@ -255,9 +255,9 @@ class Connection(MountedConnection):
             if not self._has_written:
                 return statement()
             self._waiting(lambda: self.locks.take_gate(self.is_left_behind))
-            # The supervisor may have had it to stop LiteFS. On one that has ended COMMIT's outcome would be unknown.
-            if self.node_file.generation() is None:
-                self.role()
+            # The supervisor may have had it to stop LiteFS or to change the primary: COMMIT's outcome would be unknown.
+            if self.node_file.generation() is None or not self.place.may_be_primary():
+                self._find_primary()
             self.check_alive()
             result = self._explaining(statement, at_commit=True)
             if not self.in_transaction:
