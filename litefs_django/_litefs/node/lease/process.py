@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -111,8 +112,16 @@ async def _serve(description: LeaseDescription) -> int:
         threading.Thread(target=take_part, name="litefs-raft", daemon=True).start()
         stack.callback(election.stop)
         if client is not None:
-            stack.callback(asyncio.create_task(follow_lease()).cancel)
+            following = asyncio.create_task(follow_lease())
+            following.add_done_callback(partial(_pass_on, end))
+            stack.callback(following.cancel)
         return await _beat_until(ended, words)
+
+
+def _pass_on(end: Callable[[BaseException], None], task: asyncio.Task[None]) -> None:
+    """What has ended a task ends the process."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        end(error)
 
 
 async def _beat_until(ended: asyncio.Future[None], words: LeaseWords) -> int:
