@@ -153,6 +153,8 @@ def test_files_that_are_not_litefs_s_are_left_alone(data_path: Path) -> None:
         pytest.param(None, [position(3)], 3, id="a replica that was further than the one that won"),
         pytest.param(None, [position(8)], None, id="a replica that was behind"),
         pytest.param(None, [position(3, history=1)], None, id="a replica that has missed too much to tell"),
+        pytest.param(None, [position(3), position(9)], 3, id="a replica that has missed a primary, and is behind now"),
+        pytest.param(None, [position(3), position(4, history=1)], 3, id="a replica that has missed another history"),
         pytest.param(2, [position(4)], 4, id="a primary that had not sent the last one"),
         pytest.param(2, [position(5)], 5, id="a primary that had sent all"),
         pytest.param(2, [position(4), position(9)], 4, id="the second one after it says nothing new"),

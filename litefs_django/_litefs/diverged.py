@@ -62,23 +62,26 @@ def floors(files: Mapping[str, LtxFiles], mark: Positions | None, starts: Sequen
     for database, known in files.items():
         if not known.last:
             continue
-        lowest = mark[database].txid if mark and database in mark else 0
+        lowest = None if mark is None else mark[database].txid if database in mark else 0
         shared = _shared(known, [start[database] for start in starts if database in start], lowest)
-        if mark is not None:
-            found[database] = lowest if shared is None else shared
-        elif shared:
-            found[database] = shared
+        floor = lowest if shared is None else shared
+        if floor is not None:
+            found[database] = floor
     return found
 
 
-def _shared(known: LtxFiles, starts: Sequence[Position], lowest: int) -> int | None:
-    """The least that these starts tell; None when they tell nothing: they are further than this node is."""
+def _shared(known: LtxFiles, starts: Sequence[Position], lowest: int | None) -> int | None:
+    """The least that these starts tell; None when they tell nothing: they are further than this node is.
+
+    One of another history, or of a TXID whose file is gone here, tells `lowest`, if that is known.
+    """
     told = []
     for start in starts:
-        if ltx := known.ending(start.txid):
-            told.append(start.txid if checksum(ltx) == start.checksum else lowest)
-        elif start.txid < known.last:
-            told.append(lowest)  # its own file of that is gone
+        ltx = known.ending(start.txid)
+        if ltx is not None and checksum(ltx) == start.checksum:
+            told.append(start.txid)
+        elif lowest is not None and (ltx is not None or start.txid < known.last):
+            told.append(lowest)
     return min(told, default=None)
 
 
@@ -88,12 +91,16 @@ def has_been_at(data_path: Path, database: str, position: Position) -> bool:
 
 
 def keep(data_path: Path, files: Mapping[str, LtxFiles], floors: Mapping[str, int]) -> None:
-    """Keeps what is above these TXIDs, by database. Raises OSError."""
+    """Keeps what is above these TXIDs, by database: on the disk once it returns. Raises OSError."""
     for database, floor in floors.items():
-        for ltx in files[database].above(floor):
-            kept = data_path / DIRECTORY / database / f"{ltx.stem}.{ltx.stat().st_mtime_ns:x}.ltx"
-            kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _link(ltx, kept)
+        directory = data_path / DIRECTORY / database
+        above = list(files[database].above(floor))
+        if above:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for ltx in above:
+            _link(ltx, directory / f"{ltx.stem}.{ltx.stat().st_mtime_ns:x}.ltx")
+        for changed in (directory, directory.parent, data_path) if above else ():
+            _sync(changed)
 
 
 def _link(ltx: Path, kept: Path) -> None:
@@ -105,6 +112,15 @@ def _link(ltx: Path, kept: Path) -> None:
         if error.errno not in _NO_LINKS:
             raise
         shutil.copy2(ltx, kept)
+        _sync(kept)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def drop_shared(data_path: Path, databases: Collection[str]) -> None:

@@ -28,7 +28,7 @@ class LtxFiles:
 
     @cached_property
     def _names(self) -> list[str]:
-        """They follow one another, without gaps."""
+        """In order. They follow one another; beside a new snapshot those before it may be there for a moment."""
         try:
             names = os.listdir(self._directory)
         except FileNotFoundError:

@@ -23,11 +23,11 @@ from tests.test_diverged import position, write_ltx
 HELD = 0.2
 
 
-def state(grant: int, txid: int) -> State:
-    """The other node holds the lease, from when the database was at this TXID."""
+def state(grant: int, txid: int, *missed: tuple[int, int]) -> State:
+    """The other node holds the lease, from when the database was at this TXID; in these grants before, from there."""
     lease = Lease(session=f"s{grant}", node="other", value="{}", ttl=3.0, grant=grant)
-    starts = (Start(grant=grant, node="other", positions={"a": str(position(txid))}),)
-    return State(grants=grant, lease=lease, starts=starts)
+    starts = [Start(grant=it, node="other", positions={"a": str(position(at))}) for it, at in (*missed, (grant, txid))]
+    return State(grants=grant, lease=lease, starts=tuple(starts))
 
 
 def reach(here: Callable[[], Mapping[str, Position]], there: Callable[[], Mapping[str, Position]]) -> Reach:
@@ -153,3 +153,24 @@ def test_what_has_come_from_the_primary_is_not_kept_when_the_node_starts_again(
     asyncio.run(follow(1))
     asyncio.run(follow(2))
     assert kept == [{"a": 2}] * 3
+
+
+def test_a_replica_that_was_ahead_keeps_that_though_it_has_missed_who_came_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[Any] = []
+    monkeypatch.setattr(diverged, "keep", lambda data_path, files, floors: kept.append(floors))
+    (tmp_path / "lease").mkdir()
+    for txid in range(1, 6):
+        write_ltx(tmp_path, "a", txid)
+
+    async def follow(state: State) -> None:
+        nodes = reach(lambda: {"a": position(5)}, lambda: {"a": position(5)})
+        divergence = Divergence("this", tmp_path, tmp_path / "lease", nodes)
+        divergence.on_change(state)
+        assert divergence._task is not None
+        await divergence._task
+
+    asyncio.run(follow(state(2, 5, (1, 2))))
+    asyncio.run(follow(state(4, 9, (1, 2), (2, 5), (3, 3))))
+    assert kept == [{"a": 5}, {"a": 3}]

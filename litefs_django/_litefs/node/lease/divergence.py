@@ -3,7 +3,7 @@
 A node that becomes the primary notes on its disk how far it was: its mark. When another one holds the lease, the relay
 does not let its LiteFS reach that one until what may be its alone is kept. Once its databases are copies of the
 primary's, what these have after all is dropped, and the mark with it. Whom it follows is noted, too: when it starts
-again all that it has got since is that one's.
+again under the same lease, all that it has got since is that one's.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Divergence:
             try:
                 may_be_alone = await self._on_disk(self._keep, lease, starts)
                 break
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, LookupError, TypeError) as error:
                 if str(error) != said:
                     said = str(error)
                     logger.error("It does not follow %s: what it alone may have cannot be kept: %s", lease.node, error)
@@ -100,13 +100,15 @@ class Divergence:
     def _keep(self, lease: Lease, starts: tuple[Start, ...]) -> bool:
         """Whether anything may be this node's alone."""
         mark, since = self._read_mark()
-        if mark is None:
-            later = [start for start in starts if start.grant == lease.grant]
-        else:
-            # All nodes may have begun to count anew since.
+        followed = self._read_followed()
+        # All nodes may have begun to count anew since.
+        if mark is not None:
             is_counted_anew = lease.grant <= since
             later = [it for it in starts if it.node != self._name and (it.grant > since or is_counted_anew)]
-        if mark is not None or not self._has_followed(lease):
+        else:
+            since = followed.get("grant", lease.grant)
+            later = [start for start in starts if start.grant == lease.grant or since < start.grant < lease.grant]
+        if mark is not None or followed != _note(lease):
             parsed = [{name: Position.parse(text) for name, text in start.positions.items()} for start in later]
             files = diverged.ltx_files(self._data_path)
             diverged.keep(self._data_path, files, diverged.floors(files, mark, parsed))
@@ -124,11 +126,13 @@ class Divergence:
             raise ValueError(f"{self._file} is of version {content['version']!r}, and this release knows {VERSION}")
         return {name: Position.parse(text) for name, text in content["positions"].items()}, content["grants"]
 
-    def _has_followed(self, lease: Lease) -> bool:
+    def _read_followed(self) -> dict[str, Any]:
+        """Empty where nothing is known: then this grant alone is compared."""
         try:
-            return bool(json.loads(self._followed.read_text("utf-8")) == _note(lease))
-        except (OSError, ValueError):
-            return False
+            note = json.loads(self._followed.read_text("utf-8"))
+            return dict(note) if note["version"] == VERSION else {}
+        except (OSError, ValueError, LookupError, TypeError):
+            return {}
 
     async def _settle(self, holder: str) -> None:
         """Drops what the cluster has after all, as soon as that can be told, and tells of the rest."""
@@ -164,16 +168,16 @@ class Divergence:
             if own.info().primary != holder:
                 return False
             here, there = own.positions(), theirs.positions()
-        except ClientError:
+            for name in there.keys() - copies:
+                txid = here[name].txid if name in here else 0
+                if name in awaited and awaited[name].txid > txid:
+                    continue
+                if name in awaited and diverged.has_been_at(self._data_path, name, awaited[name]):
+                    copies.add(name)
+                elif there[name].txid >= txid:
+                    awaited[name] = there[name]
+        except (ClientError, OSError):
             return False
-        for name in there.keys() - copies:
-            txid = here[name].txid if name in here else 0
-            if name in awaited and awaited[name].txid > txid:
-                continue
-            if name in awaited and diverged.has_been_at(self._data_path, name, awaited[name]):
-                copies.add(name)
-            elif there[name].txid >= txid:
-                awaited[name] = there[name]
         return copies >= there.keys()
 
 

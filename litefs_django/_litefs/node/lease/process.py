@@ -81,7 +81,7 @@ async def _serve(description: LeaseDescription) -> int:
     followers.append(server.on_change)
 
     async def follow_lease() -> None:
-        # A process that starts goes through all grants of before: what is kept for those takes long, and is nobody's.
+        # A process that starts goes through all grants of before. What it has missed is told by the state at the end.
         await server.wait_until_current()
         followers.append(lambda: divergence.on_change(election.state))
         divergence.on_change(election.state)
