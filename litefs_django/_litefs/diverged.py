@@ -19,6 +19,7 @@ from pathlib import Path
 
 from litefs_django._litefs.ltx import LtxFiles, checksum, checksum_before, txids
 from litefs_django._litefs.mount import Position
+from litefs_django._litefs.part_file import sync
 
 DIRECTORY = "diverged"
 # LiteFS's name, and when it was modified: two histories may have the same TXIDs.
@@ -100,7 +101,7 @@ def keep(data_path: Path, files: Mapping[str, LtxFiles], floors: Mapping[str, in
         for ltx in above:
             _link(ltx, directory / f"{ltx.stem}.{ltx.stat().st_mtime_ns:x}.ltx")
         for changed in (directory, directory.parent, data_path) if above else ():
-            _sync(changed)
+            sync(changed)
 
 
 def _link(ltx: Path, kept: Path) -> None:
@@ -112,15 +113,7 @@ def _link(ltx: Path, kept: Path) -> None:
         if error.errno not in _NO_LINKS:
             raise
         shutil.copy2(ltx, kept)
-        _sync(kept)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(kept)
 
 
 def drop_shared(data_path: Path, databases: Collection[str]) -> None:

@@ -59,11 +59,7 @@ class PartFile:
         """Writes it to the disk, gives it the name `target`, in the same directory, and replaces what had it."""
         os.fsync(self._descriptor)
         self.path.rename(target)
-        directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync(target.parent)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -79,6 +75,15 @@ def write_whole(path: Path, text: str) -> None:
     with PartFile(path) as part:
         part.path.write_text(text, "utf-8")
         part.put(path)
+
+
+def sync(path: Path) -> None:
+    """Has that file or directory on the disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

@@ -39,6 +39,20 @@ def reach(here: Callable[[], Mapping[str, Position]], there: Callable[[], Mappin
     return cast(Reach, SimpleNamespace(client=lambda name, timeout: clients[name]))
 
 
+def follow(data_path: Path, state: State, here: Callable[[], Position], there: Callable[[], Position]) -> Divergence:
+    """One that has followed the other node under this lease to where that is settled."""
+
+    async def to_the_end() -> Divergence:
+        nodes = reach(lambda: {"a": here()}, lambda: {"a": there()})
+        divergence = Divergence("this", data_path, data_path / "lease", nodes)
+        divergence.on_change(state)
+        assert divergence._task is not None
+        await divergence._task
+        return divergence
+
+    return asyncio.run(to_the_end())
+
+
 def test_a_grant_of_before_keeps_nothing_after_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -55,7 +69,7 @@ def test_a_grant_of_before_keeps_nothing_after_all(
 
     monkeypatch.setattr(diverged, "keep", keep_slowly)
 
-    async def follow() -> None:
+    async def change_twice() -> None:
         both = reach(lambda: {"a": position(5)}, lambda: {"a": position(5)})
         divergence = Divergence("this", tmp_path, tmp_path / "lease", both)
         divergence.on_change(state(1, txid=2))
@@ -65,7 +79,7 @@ def test_a_grant_of_before_keeps_nothing_after_all(
         await divergence._task
         assert divergence.may_follow(2)
 
-    asyncio.run(follow())
+    asyncio.run(change_twice())
     assert diverged.find(tmp_path) == []
     assert "Not in the cluster" not in caplog.text
 
@@ -83,15 +97,7 @@ def was_primary(tmp_path: Path) -> Path:
 
 def settle(data_path: Path, here: Callable[[], Position], there: Callable[[], Position]) -> None:
     """Follows the other one, which was at 3 when its reign began, until that is settled."""
-
-    async def follow() -> None:
-        nodes = reach(lambda: {"a": here()}, lambda: {"a": there()})
-        divergence = Divergence("this", data_path, data_path / "lease", nodes)
-        divergence.on_change(state(1, txid=3))
-        assert divergence._task is not None
-        await divergence._task
-
-    asyncio.run(follow())
+    follow(data_path, state(1, txid=3), here, there)
     assert not (data_path / "lease" / NAME).exists()
 
 
@@ -136,22 +142,18 @@ def test_what_has_come_from_the_primary_is_not_kept_when_the_node_starts_again(
     (tmp_path / "lease").mkdir()
     write_ltx(tmp_path, "a", 2)
 
-    async def follow(grant: int) -> None:
-        nodes = reach(lambda: {"a": position(2)}, lambda: {"a": position(2)})
-        divergence = Divergence("this", tmp_path, tmp_path / "lease", nodes)
-        divergence.on_change(state(grant, txid=2))
-        assert divergence._task is not None
-        await divergence._task
+    def start(grant: int) -> None:
+        divergence = follow(tmp_path, state(grant, txid=2), lambda: position(2), lambda: position(2))
         assert divergence.may_follow(grant)
 
-    asyncio.run(follow(1))
+    start(1)
     for txid in (3, 4):
         write_ltx(tmp_path, "a", txid)
-    asyncio.run(follow(1))
+    start(1)
     assert kept == [{"a": 2}]
     (tmp_path / "lease" / FOLLOWED).write_text("cut sh")
-    asyncio.run(follow(1))
-    asyncio.run(follow(2))
+    start(1)
+    start(2)
     assert kept == [{"a": 2}] * 3
 
 
@@ -164,13 +166,6 @@ def test_a_replica_that_was_ahead_keeps_that_though_it_has_missed_who_came_next(
     for txid in range(1, 6):
         write_ltx(tmp_path, "a", txid)
 
-    async def follow(state: State) -> None:
-        nodes = reach(lambda: {"a": position(5)}, lambda: {"a": position(5)})
-        divergence = Divergence("this", tmp_path, tmp_path / "lease", nodes)
-        divergence.on_change(state)
-        assert divergence._task is not None
-        await divergence._task
-
-    asyncio.run(follow(state(2, 5, (1, 2))))
-    asyncio.run(follow(state(4, 9, (1, 2), (2, 5), (3, 3))))
+    for each in (state(2, 5, (1, 2)), state(4, 9, (1, 2), (2, 5), (3, 3))):
+        follow(tmp_path, each, lambda: position(5), lambda: position(5))
     assert kept == [{"a": 5}, {"a": 3}]

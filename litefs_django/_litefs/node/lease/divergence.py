@@ -112,7 +112,7 @@ class Divergence:
             parsed = [{name: Position.parse(text) for name, text in start.positions.items()} for start in later]
             files = diverged.ltx_files(self._data_path)
             diverged.keep(self._data_path, files, diverged.floors(files, mark, parsed))
-            with suppress(OSError):  # it saves work, nothing more
+            with suppress(OSError):  # where the one of before stays, more is compared at the next start
                 write_whole(self._followed, json.dumps(_note(lease)))
         return mark is not None or bool(diverged.kept_databases(self._data_path))
 
