@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import pytest
 from django.db import transaction
@@ -13,11 +16,13 @@ from django.db import transaction
 from litefs_django._litefs.write_turn import FileLock, gate_path
 from litefs_django.db.backends.litefs import guard
 from litefs_django.db.backends.litefs.base import DatabaseWrapper
+from litefs_django.db.backends.litefs.locks import Locks
 from litefs_django.exceptions import NotPrimaryError
 from tests.cluster.conftest import StartPython
 from tests.cluster.connections import DjangoConnections, create_tables
 from tests.cluster.library import AUTHORS, INSERT, authors, books, insert_rows, make_library, raw, selected
 from tests.cluster.load import Load
+from tests.cluster.locks import gate, held
 from tests.cluster.models import Author
 from tests.cluster.nodes import ConsulCluster, LiteFSNode, wait_for
 from tests.cluster.reads import QUERIES, rows_of, write_row
@@ -100,6 +105,11 @@ def demote(cluster: ConsulCluster, connection: DatabaseWrapper, *, is_joined_by_
     """Makes another node the primary."""
     other = next(node for node in cluster.nodes if node.name != connection.alias)
     make_primary(cluster, other, is_joined_by_all=is_joined_by_all)
+
+
+def is_heard_by(connection: DatabaseWrapper) -> bool:
+    """Whether it has heard of a supervisor that says that LiteFS serves."""
+    return not connection.connection.is_left_behind() and connection.connection.is_known_alive()
 
 
 def new_names(connection: DatabaseWrapper) -> set[str]:
@@ -236,11 +246,7 @@ def test_a_demotion_right_after_a_commit_is_found_by_the_next_one(
     monkeypatch.setattr(guard, "_CONFIRMED_NS", 1 << 60)
     node = cluster.primary
     with Supervisor(node):
-        wait_for(
-            lambda: not here.connection.is_left_behind() and here.connection.is_known_alive(),
-            "the connection hears the supervisor",
-            cluster.nodes,
-        )
+        wait_for(lambda: is_heard_by(here), "the connection hears the supervisor", cluster.nodes)
         assert authors(here).filter(name="a0").update(name="a0") == 1
         position = node.position(here.settings_dict["NAME"])
         demote(cluster, here)
@@ -254,6 +260,35 @@ def test_a_demotion_right_after_a_commit_is_found_by_the_next_one(
             assert not raw(here).in_transaction
         assert new_names(here) == set()
     assert node.position(here.settings_dict["NAME"]) == position
+
+
+def test_a_commit_that_waits_for_the_change_is_refused(
+    cluster: ConsulCluster, here: DatabaseWrapper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not of unknown outcome, as one that LiteFS refuses can be: nothing of it was written."""
+    are_held, is_committing = Event(), Event()
+    take_gate = Locks.take_gate
+
+    def say_so(*args: Any) -> float:
+        is_committing.set()
+        return take_gate(*args)
+
+    def change_meanwhile() -> None:
+        with held(gate(here)):
+            are_held.set()
+            assert is_committing.wait(30)
+            demote(cluster, here, is_joined_by_all=False)
+
+    monkeypatch.setattr(Locks, "take_gate", say_so)
+    with Supervisor(cluster.primary), ThreadPoolExecutor(1) as pool:
+        wait_for(lambda: is_heard_by(here), "the connection hears the supervisor", cluster.nodes)
+        changing = pool.submit(change_meanwhile)
+        assert are_held.wait(30)
+        with pytest.raises(NotPrimaryError) as refused:
+            create_in_atomic(here)
+        changing.result()
+        assert "meanwhile" not in str(refused.value), "COMMIT was tried"
+        assert new_names(here) == set()
 
 
 @writes
@@ -422,8 +457,8 @@ def test_iterations_go_on_across_the_demotion(cluster: ConsulCluster, here: Data
 def change(cluster: ConsulCluster, node: LiteFSNode, name: str) -> None:
     """Makes `node` the primary as a supervisor does: while commits are held off, and when it has them all."""
     old = cluster.primary
-    with closing(FileLock(gate_path(old.settings.run, name))) as gate:
-        assert gate.acquire(10)
+    with closing(FileLock(gate_path(old.settings.run, name))) as lock:
+        assert lock.acquire(10)
         cluster.wait_equal(name)
         wait_for(lambda: cluster.request(node), f"{node.name} accepts POST /promote", cluster.nodes)
         wait_for(lambda: not old.is_primary(), f"{old.name} is not primary any more", cluster.nodes)
