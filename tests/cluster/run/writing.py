@@ -46,7 +46,7 @@ class Writers:
         self._processes: list[subprocess.Popen[bytes]] = []
         self.killed_by_sigbus = 0
         self._read = dict.fromkeys(self._logs, 0)  # bytes of each
-        self._found: list[Write] = []
+        self._found: dict[Path, list[Write]] = {log: [] for log in self._logs}
 
     def __enter__(self) -> Writers:
         for number in range(len(self._logs)):
@@ -86,8 +86,8 @@ class Writers:
             self._read[log] += len(whole + line_feed)
             for line in whole.decode().splitlines():
                 outcome, name, at = line.split()
-                self._found.append(Write(outcome, name, float(at)))
-        return sorted(self._found, key=lambda write: write.at)
+                self._found[log].append(Write(outcome, name, float(at)))
+        return sorted(itertools.chain.from_iterable(self._found.values()), key=lambda write: write.at)
 
     def wait_for_more(self, count: int) -> None:
         """Until so many more writes are acknowledged."""
@@ -99,6 +99,18 @@ class Writers:
 
         wait_until(are_done, f"{count} more writes are acknowledged")
 
+    def wait_until_all_write(self) -> None:
+        """Until each has written once more: none hangs on the mount of a LiteFS that was killed (docs/backend.rst)."""
+        self.writes()
+        before = {log: len(found) for log, found in self._found.items()}
+
+        def do_all_write() -> bool:
+            self._replace_killed()
+            self.writes()
+            return all(len(found) > before[log] for log, found in self._found.items())
+
+        wait_until(do_all_write, "each writer writes")
+
     def done(self) -> list[Write]:
         return [write for write in self.writes() if write.outcome == "done"]
 
@@ -107,6 +119,12 @@ class Writers:
         times = [write.at for write in self.done()]
         pauses = ((before, after) for before, after in itertools.pairwise(times) if after >= begin and before <= end)
         return max(after - before for before, after in pauses)
+
+    def longest_wait(self) -> float:
+        """The longest time for which one of them had no write acknowledged."""
+        self.writes()
+        times = [[write.at for write in found if write.outcome == "done"] for found in self._found.values()]
+        return max(after - before for each in times for before, after in itertools.pairwise(each))
 
 
 def _main(log: str, pause: float, nodes: list[dict[str, Any]]) -> None:
