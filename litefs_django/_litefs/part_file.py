@@ -53,7 +53,7 @@ class PartFile:
     def _check_owner(self, status: os.stat_result) -> None:
         """In a directory that others may write to, like /tmp, one may lie in wait for what is written."""
         if status.st_uid != os.geteuid() or status.st_nlink != 1:
-            raise OSError(errno.EPERM, "it is not a file of this user alone: remove it", str(self.path))
+            raise OSError(errno.EPERM, f"{self.path} is not a file of this user alone: remove it", str(self.target))
 
     def put(self, target: Path) -> None:
         """Writes it to the disk, gives it the name `target`, in the same directory, and replaces what had it."""
