@@ -44,12 +44,15 @@ def gate_path(run_path: Path, database: str) -> Path:
 class FileLock:
     """One holder's handle on a lock file: a connection has its own, so threads exclude each other too.
 
+    `has_waited` says whether somebody had it when it was asked for last.
+
     Not reentrant. Opening raises OSError when the file is neither there nor can be made. A forked
     child's copy is closed (it would keep its parent's lock), and opens anew when the child uses it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.has_waited = False
         self._has_taken = False
         self._file = _open(path)
 
@@ -60,6 +63,7 @@ class FileLock:
 
     def acquire(self, timeout: float, is_in_vain: InVain | None = None) -> bool:
         """Takes the lock, waiting at most `timeout` seconds, or until it `is_in_vain`; False when it was not taken."""
+        self.has_waited = False
         try:
             self._has_taken = self._take(timeout, is_in_vain)
         except BaseException:
@@ -76,8 +80,11 @@ class FileLock:
             # Somebody may remove the file: its lock excludes nobody who comes later.
             status = os.fstat(self._file.descriptor)
             if status.st_nlink:
-                if not _queue(status).take(self._file, timeout, is_in_vain):
-                    return False
+                queue = _queue(status)
+                if not queue.is_free_for(self._file):
+                    self.has_waited = True
+                    if timeout <= 0 or not queue.wait(self._file, timeout, is_in_vain):
+                        return False
                 if os.fstat(self._file.descriptor).st_nlink:
                     return True
             self._file.close()
@@ -130,17 +137,17 @@ class _Queue:
         self._changed = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
 
-    def take(self, file: _File, timeout: float, is_in_vain: InVain | None) -> bool:
-        if not self._waiters:
-            try:
-                fcntl.flock(file.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                pass
-            else:
-                return True
-        return timeout > 0 and self._wait(file, timeout, is_in_vain)
+    def is_free_for(self, file: _File) -> bool:
+        """Takes it where nobody has it, or waits."""
+        if self._waiters:
+            return False
+        try:
+            fcntl.flock(file.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
-    def _wait(self, file: _File, timeout: float, is_in_vain: InVain | None) -> bool:
+    def wait(self, file: _File, timeout: float, is_in_vain: InVain | None) -> bool:
         waiter = _Waiter(file)
         try:
             with self._lock:

@@ -269,7 +269,7 @@ def test_a_commit_that_waits_for_the_change_is_refused(
     are_held, is_committing = Event(), Event()
     take_gate = Locks.take_gate
 
-    def say_so(*args: Any) -> float:
+    def say_so(*args: Any) -> bool:
         is_committing.set()
         return take_gate(*args)
 

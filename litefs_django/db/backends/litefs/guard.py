@@ -35,9 +35,6 @@ _ISOLATION_LEVEL: Any = sqlite3.Connection.isolation_level
 # of a short one, all other writers wait for it, and whatever became of the role its COMMIT finds it out.
 _CONFIRMED_NS = 100_000_000
 
-# Seconds at the gate after which it may have been the supervisor who had it: a commit has it for less, mostly.
-_HELD_OFF = 0.001
-
 
 class Connection(MountedConnection):
     """One guarded connection."""
@@ -257,9 +254,9 @@ class Connection(MountedConnection):
         try:
             if not self._has_written:
                 return statement()
-            waited = self._waiting(lambda: self.locks.take_gate(self.is_left_behind))
+            has_waited = self._waiting(lambda: self.locks.take_gate(self.is_left_behind))
             # The supervisor may have had it to stop LiteFS or to change the primary: COMMIT's outcome would be unknown.
-            if waited > _HELD_OFF or self.node_file.generation() is None or not self.place.may_be_primary():
+            if has_waited or self.node_file.generation() is None or not self.place.may_be_primary():
                 self._find_primary()
             self.check_alive()
             result = self._explaining(statement, at_commit=True)

@@ -57,14 +57,13 @@ class Locks:
         waited = time.monotonic() - begin
         return waited if waited > self._timeout / 10 else 0.0
 
-    def take_gate(self, is_in_vain: InVain, deadline: float | None = None) -> float:
-        """The seconds that it waited."""
+    def take_gate(self, is_in_vain: InVain, deadline: float | None = None) -> bool:
+        """Whether somebody had it."""
         if self._gate is None:
             self._gate = self._open(gate_path)
-        begin = time.monotonic()
-        timeout = self._timeout if deadline is None else max(0, deadline - begin)
+        timeout = self._timeout if deadline is None else max(0, deadline - time.monotonic())
         self._acquire(self._gate, timeout, is_in_vain)
-        return time.monotonic() - begin
+        return self._gate.has_waited
 
     def end_turn(self) -> None:
         """Gives the turn back; nothing happens when it is not held."""
