@@ -111,6 +111,7 @@ def _measure(nodes_of: Callable[[Path], Any], event: Event, rounds: int) -> dict
             create_tables(connection)
         with Writers(directory / "writers", nodes, WRITERS) as writers:
             pauses = [_round(nodes, writers, event) for _ in range(rounds)]
+            writers.wait_until_all_write()
         wait_equal(nodes)
         return {
             "rounds": rounds,
@@ -123,8 +124,8 @@ def _measure(nodes_of: Callable[[Path], Any], event: Event, rounds: int) -> dict
 
 
 def _round(nodes: Sequence[SupervisedNode], writers: Writers, event: Event) -> float:
-    _wait_settled(nodes)
     writers.wait_until_all_write()
+    _wait_settled(nodes)
     primary = next(node for node in nodes if node.is_primary())
     begin = time.monotonic()
     event(primary, [node for node in nodes if node is not primary])
