@@ -36,6 +36,8 @@ class LeaseProcess:
         self.log = directory / "lease.log"
         self._file = directory / "lease.json"
         self._process: subprocess.Popen[bytes] | None = None
+        description.run_path.mkdir(parents=True, exist_ok=True)
+        self.node_file = NodeFileWriter(description.run_path)
 
     @property
     def url(self) -> str:
@@ -43,8 +45,6 @@ class LeaseProcess:
 
     def start(self) -> None:
         """Returns once its API answers."""
-        self.description.run_path.mkdir(parents=True, exist_ok=True)
-        self.node_file = NodeFileWriter(self.description.run_path)
         self.description.write(self._file)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import selectors
+import threading
 from base64 import b64decode
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import closing
@@ -205,11 +206,47 @@ def test_a_litefs_that_ends_while_it_asks_gets_nothing() -> None:
         asking = asyncio.ensure_future(server._acquire("s1", ""))
         while not election.waiting:
             await asyncio.sleep(0)
-        assert await server._left() is None
+        assert await server._left(now() + 1) is None
         election.heal()
         await asyncio.gather(*server._tasks)
         assert election.state.lease is None
         assert not await asking
+
+    play(scenario)
+
+
+def test_a_litefs_that_ends_while_its_reign_is_noted_gets_nothing() -> None:
+    async def scenario(server: LeaseServer, election: FakeElection) -> None:
+        loop, has_left = asyncio.get_running_loop(), threading.Event()
+
+        def leave() -> None:
+            asyncio.ensure_future(server._left(now() + 1)).add_done_callback(lambda _: has_left.set())
+
+        def begin(grants: int) -> None:
+            loop.call_soon_threadsafe(leave)
+            assert has_left.wait(30)
+
+        election.begin = begin  # type: ignore[method-assign]
+        assert not await server._acquire("s1", "")
+        assert election.published == []
+        assert election.state.lease is None
+
+    play(scenario)
+
+
+def test_a_disk_that_is_too_slow_for_the_lease_gets_none() -> None:
+    """LiteFS would act when another node may have it: nothing is known for longer than it is asked for."""
+
+    async def scenario(server: LeaseServer, election: FakeElection) -> None:
+        clock = cast("Clock", asyncio.get_running_loop()._selector)  # type: ignore[attr-defined]
+
+        def begin(grants: int) -> None:
+            clock.now += 2 * TTL
+
+        election.begin = begin  # type: ignore[method-assign]
+        assert await server._acquire("s1", "") is None
+        assert await server._renew("s1") is False
+        assert election.published == []
 
     play(scenario)
 
@@ -329,6 +366,33 @@ def test_that_litefs_has_left_is_not_believed_when_it_comes_too_late() -> None:
         assert status == 500
         assert election.state.holds("s1", 1)
         assert await server._renew("s1") is True
+
+    play(scenario)
+
+
+def test_that_litefs_has_left_is_not_believed_when_it_is_known_too_late() -> None:
+    """It is the next LiteFS that has the lease then."""
+
+    async def scenario(server: LeaseServer, election: FakeElection) -> None:
+        assert await server._acquire("s1", "") is True
+        election.leader = None
+        leaving = asyncio.ensure_future(server._left(now() + 0.2))
+        await asyncio.sleep(0.3)
+        election.leader = election.name
+        assert await leaving is None
+        assert election.state.lease is not None
+
+    play(scenario)
+
+
+def test_a_process_that_starts_leaves_the_word_of_the_one_before_until_it_knows_better() -> None:
+    """It goes through all holders of before, and this node may be the primary."""
+
+    async def scenario(server: LeaseServer, election: FakeElection) -> None:
+        election.apply(other())
+        assert election.published == []
+        await server.wait_until_current()
+        assert election.published == [0.0]
 
     play(scenario)
 

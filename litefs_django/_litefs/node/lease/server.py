@@ -133,9 +133,7 @@ class LeaseServer:
             case "GET", "/litefs_django/status":
                 return web.json_response(self._status())
             case "PUT", "/litefs_django/left":
-                if now() > int(request.query["until"]) / 1e9:
-                    return _flag(None)
-                return _flag(await self._left())
+                return _flag(await self._left(int(request.query["until"]) / 1e9))
         asked = parse(request.method, request.path, request.query, await request.read(), self._key)
         if asked is None:
             return web.Response(status=400, text=f"Not a request of LiteFS: {request.method} {request.path}")
@@ -172,7 +170,9 @@ class LeaseServer:
 
     async def _is_current(self) -> bool:
         """Whether this process has once caught up."""
-        self._has_caught_up = self._has_caught_up or await self._caught_up() is not None
+        if not self._has_caught_up and await self._caught_up() is not None:
+            self._has_caught_up = True
+            self.on_change()
         return self._has_caught_up
 
     def _as_seen_here(self, lease: Lease) -> str:
@@ -218,17 +218,17 @@ class LeaseServer:
 
     async def _granted(self, command: Acquire | Take) -> bool | None:
         session, proposed = command.session, now()
+        until = proposed + self._election.times.confirmation
         self._asking.add(session)
-        applied = await self._confirmed(command, proposed + self._election.times.confirmation)
+        applied = await self._confirmed(command, until)
+        if applied is not None and applied.is_done and not await self._has_begun(applied.state.grants, until):
+            applied = None
         self._asking.discard(session)
         if applied is None:
             self._end_for_good(session)
             return None
         if session in self._ended or not applied.is_done or applied.state.lease is None:
             return False
-        if not await self._has_begun(applied.state.grants):
-            self._end_for_good(session)
-            return None
         self._hold(Held(session, applied.state.lease.grant, proposed + self._ttl))
         return True
 
@@ -236,14 +236,14 @@ class LeaseServer:
     def _known_positions(self) -> dict[str, str]:
         return {name: str(position) for name, position in (self._positions or {}).items()}
 
-    async def _has_begun(self, grants: int) -> bool:
-        """What is committed from now on may be this node's alone."""
+    async def _has_begun(self, grants: int, until: float) -> bool:
+        """What is committed from now on may be this node's alone. Whether that is noted in time."""
         try:
             await asyncio.to_thread(self._begin_reign, grants, self._positions or {})
         except OSError as error:
             logger.error("It cannot be the primary: where its reign begins cannot be noted: %s", error)
             return False
-        return True
+        return now() <= until
 
     def _hold(self, held: Held) -> None:
         self._held = held
@@ -292,12 +292,14 @@ class LeaseServer:
         self._end_for_good(session)
         return await self._release(lease) if lease and lease.session == session else False
 
-    async def _left(self) -> bool | None:
-        """This node's LiteFS has ended: nobody has to wait for its lease to expire."""
+    async def _left(self, until: float) -> bool | None:
+        """This node's LiteFS has ended: nobody has to wait for its lease to expire. After `until` another may run."""
+        if now() > until:
+            return None
         for session in self._asking:
             self._end_for_good(session)
         caught_up = await self._caught_up()
-        if caught_up is None:
+        if caught_up is None or now() > until:
             return None
         lease = caught_up.state.lease
         return await self._end(lease.session) if lease and lease.node == self._election.name else False
@@ -370,7 +372,8 @@ class LeaseServer:
             if self._asked_at != self._election.state.grants:
                 self._begin(self._announce())
         elif lease.node != self._election.name:
-            self._publish(0.0)  # the word may be an earlier lease process's
+            if self._has_caught_up:  # one that starts goes through past holders
+                self._publish(0.0)  # the word may be an earlier lease process's
         elif lease.session in self._ended and self._held is None:
             # It was granted after LiteFS had been told that it was not. What has held it gives it back itself: until
             # then it may still act.
