@@ -4,6 +4,7 @@ with real ones: tests/cluster/raft.
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -139,6 +140,28 @@ def test_a_commit_that_does_not_end_holds_nothing_up(fenced: Fenced) -> None:
     wait_until(lambda: fenced.killed_at, "LiteFS is killed")
     assert fenced.killed_at[0] / 1e9 < until
     fenced.gate.release()
+
+
+def test_without_file_descriptors_or_threads_litefs_is_killed_all_the_same(
+    fenced: Fenced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that has no more of them to give would not run this test either."""
+
+    def take(*args: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(CommitGates, "take", take)
+    monkeypatch.setattr(threading.Thread, "start", start)
+    until = fenced.grant()
+    wait_until(lambda: fenced.killed_at, "LiteFS is killed")
+    assert fenced.killed_at[0] / 1e9 < until
+    assert fenced.said.count("commits cannot be held off: [Errno 24] Too many open files") == 1
+    monkeypatch.undo()
+    until = fenced.grant()
+    wait_until(lambda: not fenced.may_commit(), "commits are held off again")
 
 
 def test_without_a_lease_nothing_is_done(fenced: Fenced) -> None:

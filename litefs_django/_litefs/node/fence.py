@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from litefs_django._litefs.node.gates import CommitGates
 from litefs_django._litefs.node.lease.timing import Times
@@ -64,9 +65,15 @@ class Fence:
         self._thread.join()
 
     def _run(self) -> None:
-        interval = 0.0
+        interval, said = 0.0, ""
         while not self._stopped.wait(interval):
-            interval = self._step()
+            try:
+                interval = self._step()
+            except (OSError, RuntimeError) as error:  # no file descriptor or no thread is left: it is tried again
+                interval = _CLOSE_INTERVAL
+                if str(error) != said:
+                    said = str(error)
+                    self._say(f"commits cannot be held off: {error}")
 
     def _step(self) -> float:
         """Does what is to be done now; the seconds until the next look."""
@@ -104,8 +111,9 @@ class Fence:
         """Kills LiteFS unless the mount says that it has left, or the lease was renewed meanwhile."""
         looks_primary: list[bool] = []
         thread = threading.Thread(target=lambda: looks_primary.append(self._is_primary()), daemon=True)
-        thread.start()
-        thread.join(max(0.0, deadline / 1e9 - self._times.guard - boottime_ns() / 1e9))
+        with suppress(RuntimeError):  # no thread can be had: then it is not known
+            thread.start()
+            thread.join(max(0.0, deadline / 1e9 - self._times.guard - boottime_ns() / 1e9))
         if self._node_file.deadline != deadline:
             return
         if looks_primary != [False]:
