@@ -18,6 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from litefs_django._litefs.errors import SupervisorError
+from litefs_django._litefs.node import lease_process
 from litefs_django._litefs.node.children import Children
 from litefs_django._litefs.node.description import LeaseService
 from litefs_django._litefs.node.lease_process import LeaseProcess
@@ -143,6 +144,21 @@ def test_one_that_has_lived_is_started_again_however_it_ends(keep: Callable[[str
     kept = keep("raise SystemExit(1)")
     kept.words.beat()
     kept.turns_until(lambda: len(kept.said) > 1, "it has ended twice")
+
+
+def test_one_that_hangs_is_ended_and_started_again(
+    keep: Callable[[str], Kept], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_process, "_HUNG", 0.5)
+    kept = keep("import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)")
+    kept.turns_until(lambda: len(kept.children._running) == 1, "it runs")
+    (hung,) = kept.children._running
+    for _ in range(5):
+        kept.words.beat()
+        kept.turns_until(lambda: kept.node_file.lease_silence > 0.25, "it beats slowly")
+    assert kept.said == []
+    kept.turns_until(lambda: kept.children._running and hung not in kept.children._running, "another one runs")
+    assert kept.said == ["the lease process hangs: it is ended", "the lease process has ended: SIGKILL"]
 
 
 def test_litefs_may_start_once_the_lease_is_given_back(keep: Callable[[str], Kept]) -> None:

@@ -71,14 +71,14 @@ class NodeFileWriter:
         return self._words[_DEADLINE]
 
     @property
-    def lease_has_lived(self) -> bool:
-        """Whether a lease process of this node has begun to take part: what ends one then may not end the next."""
-        return self._words[_LEASE_BEAT] != 0
+    def lease_beat(self) -> int:
+        """The lease heartbeat: when a lease process of this node has last shown that it lives; 0 before the first."""
+        return self._words[_LEASE_BEAT]
 
     @property
     def lease_silence(self) -> float:
         """Seconds since the lease process has last shown that it lives."""
-        return (boottime_ns() - self._words[_LEASE_BEAT]) / 1e9
+        return (boottime_ns() - self.lease_beat) / 1e9
 
     def mount_is_up(self) -> None:
         """LiteFS serves a new mount."""

@@ -112,16 +112,17 @@ def test_who_votes_does_not_stop_to() -> None:
 
 
 def test_what_goes_on_is_not_stalled_though_there_is_always_more() -> None:
-    progress = Progress()
-    assert not any(progress.is_stalled(number + 1, number, START + number * 0.9 * STALLED) for number in range(9))
+    progress = Progress(STALLED)
+    assert not any(progress.is_stalled(number, START + number * 0.9 * STALLED) for number in range(9))
 
 
-def test_what_is_committed_and_not_applied_is_stalled() -> None:
-    progress = Progress()
-    looks = [progress.is_stalled(5 + number, 4, START + number * LOOK) for number in range(6)]
+def test_what_does_not_go_on_is_stalled_if_it_should() -> None:
+    progress = Progress(STALLED)
+    looks = [progress.is_stalled(4, START + number * LOOK) for number in range(6)]
     assert looks == [False] * 4 + [True] * 2
+    assert not progress.is_stalled(4, START + 6 * LOOK, is_due=False)
 
 
 def test_a_process_that_was_stopped_is_not_stalled_when_it_goes_on() -> None:
-    progress = Progress()
-    assert not any(progress.is_stalled(6, 5, START + number * 100) for number in range(4))
+    progress = Progress(STALLED)
+    assert not any(progress.is_stalled(5, START + number * 100) for number in range(4))

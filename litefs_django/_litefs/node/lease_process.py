@@ -13,12 +13,16 @@ from typing import Any
 from litefs_django._litefs.errors import SupervisorError
 from litefs_django._litefs.node.children import Backoff, Child, Children
 from litefs_django._litefs.node.description import LeaseService
+from litefs_django._litefs.node.lease.timing import Progress
 from litefs_django._litefs.node_file import NodeFileWriter, boottime_ns
 
 _GRACE = 1.0
 # Seconds for an answer, each of which it gives within one; and between two attempts.
 _PATIENCE = 1.0
 _PAUSE = 0.1
+# Seconds that it may be silent before it is ended: far more than any machine is busy for, and than a stop that is over
+# soon.
+_HUNG = 30.0
 
 
 class LeaseProcess:
@@ -42,6 +46,7 @@ class LeaseProcess:
         self._wake = wake
         self._backoff = Backoff()
         self._child: Child | None = None
+        self._progress = Progress(_HUNG)
         self._telling: threading.Thread | None = None
 
     @property
@@ -56,12 +61,19 @@ class LeaseProcess:
             self._child = None
             self._backoff.ended(child.started)
             self._say(f"the lease process has ended: {child.how_it_ended}")
-            if child.returncode > 0 and not self._node_file.lease_has_lived:
+            # What ends one that has taken part may not end the next.
+            if child.returncode > 0 and not self._node_file.lease_beat:
                 raise SupervisorError("The lease process refuses to start; its lines above say why.")
-        if self._child is None and self._backoff.is_over:
-            self._start()
+        if self._child is None:
+            if self._backoff.is_over:
+                self._start()
+        elif self._progress.is_stalled(self._node_file.lease_beat, time.monotonic()):
+            if not self._child.is_ending:
+                self._say("the lease process hangs: it is ended")
+            self._child.end(_GRACE)
 
     def _start(self) -> None:
+        self._progress = Progress(_HUNG)
         try:
             self._child = self._children.start(
                 "lease",

@@ -24,7 +24,7 @@ from litefs_django._litefs.keys import derive_key
 from litefs_django._litefs.node.lease import state as states
 from litefs_django._litefs.node.lease.files import RecordFile
 from litefs_django._litefs.node.lease.state import Applied, Barrier, Command, SetClusterId, State
-from litefs_django._litefs.node.lease.timing import RETRY, Admission, ExpiryTimer, Progress, Times
+from litefs_django._litefs.node.lease.timing import RETRY, STALLED, Admission, ExpiryTimer, Progress, Times
 from litefs_django._litefs.node.lease.transport import FORGOTTEN, Entry, Hello, LeaseTransport, Positions
 from litefs_django._litefs.node_file import boottime_ns
 
@@ -285,7 +285,7 @@ class _Raft(SyncObj):
         self._seal = _Seal(secrets)
         self._journal = _Journal(owner, self)
         self._ticked = monotonic()
-        self._progress = Progress()
+        self._progress = Progress(STALLED)
         address = owner.members[owner.name]
         conf = SyncObjConf(
             autoTick=False,
@@ -337,7 +337,8 @@ class _Raft(SyncObj):
         """Raises LeaseError for what PySyncObj does not get out of."""
         if self.transport._server._TcpServer__fileno is None:
             raise LeaseError("The Raft port was closed: no file descriptor was left.")
-        if self._progress.is_stalled(self.raftCommitIndex, self.raftLastApplied, monotonic()):
+        applied = self.raftLastApplied
+        if self._progress.is_stalled(applied, monotonic(), is_due=applied < self.raftCommitIndex):
             raise LeaseError("What is committed cannot be applied: it starts anew.")
         if self.transport.refused > REFUSALS:
             raise LeaseError("Nothing that its leader sends fits what this member has: it starts anew.")

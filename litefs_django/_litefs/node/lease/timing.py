@@ -88,23 +88,24 @@ class ExpiryTimer:
 
 
 class Progress:
-    """Whether what is committed is applied. While it is, more may be committed at each look.
+    """Whether a number goes on that should, before `patience` seconds have passed.
 
     Time is counted from look to look: a process that was stopped is not late when it goes on.
     """
 
-    def __init__(self) -> None:
-        self._applied = -1
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._number = -1
         self._looked = self._waited = 0.0
 
-    def is_stalled(self, committed: int, applied: int, now: float) -> bool:
-        """To be asked again and again, with the indexes of Raft's log."""
-        if applied >= committed or applied != self._applied:
-            self._applied, self._waited = applied, 0.0
+    def is_stalled(self, number: int, now: float, *, is_due: bool = True) -> bool:
+        """To be asked again and again; `is_due` says whether the number has to go on at all."""
+        if not is_due or number != self._number:
+            self._number, self._waited = number, 0.0
         else:
             self._waited += min(now - self._looked, LOOK)
         self._looked = now
-        return self._waited > STALLED
+        return self._waited > self._patience
 
 
 class Admission:
