@@ -113,6 +113,7 @@ class LiteFSProcess:
             if not self._was_synced:
                 # Until it has found its cluster LiteFS ignores SIGTERM (cmd/litefs/main.go); it has no
                 # lease and no writers yet.
+                self._say("LiteFS has not found its cluster yet, and heeds no SIGTERM until then: it is killed")
                 self._litefs.send(signal.SIGKILL)
             while self._litefs is not None:
                 self._litefs.end(_GRACE)
