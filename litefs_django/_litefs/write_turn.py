@@ -81,7 +81,7 @@ class FileLock:
             status = os.fstat(self._file.descriptor)
             if status.st_nlink:
                 queue = _queue(status)
-                if not queue.is_free_for(self._file):
+                if not queue.take_now(self._file):
                     self.has_waited = True
                     if timeout <= 0 or not queue.wait(self._file, timeout, is_in_vain):
                         return False
@@ -137,8 +137,8 @@ class _Queue:
         self._changed = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
 
-    def is_free_for(self, file: _File) -> bool:
-        """Takes it where nobody has it, or waits."""
+    def take_now(self, file: _File) -> bool:
+        """Whether nobody has it, or waits: it is taken then."""
         if self._waiters:
             return False
         try:
