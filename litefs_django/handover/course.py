@@ -46,8 +46,12 @@ FRESH = 0.1
 # Seconds to connect that each attempt has at least, where time is up.
 LAST_CHANCE = 0.1
 
+# Seconds between two complaints about requests that come too late: each of them is sent again and again.
+COMPLAINT = 30.0
+
 _named_late: set[str] = set()
 _answered: dict[str, float] = {}  # when, by the node's name
+_complained: dict[str, float] = {}  # when, by what about
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +129,14 @@ class _Course:
         self.deadline: float | None = None
         self.next_pause = PAUSE
         self.has_said_why = False
+        # Why the request could not be sent, last.
+        self.not_sent = ""
         # Whether the browser's cookie is ahead of the primary: of a database that is no more.
         self.is_ahead = False
 
     def steps(self) -> Steps[HttpResponseBase]:
-        if self.exchange.hop is not None:
-            self._admit(self.exchange.hop)
+        if self.exchange.hop is not None and not self._admit(self.exchange.hop):
+            return self._nothing_done()
         try:
             self.exchange.read_small_body()
         except UnreadablePostError:
@@ -153,12 +159,20 @@ class _Course:
 
     # A request from another node.
 
-    def _admit(self, hop: str) -> None:
-        """Lets a hop in as what it was on the node that sent it. Raises _Refused for a forged or stray one."""
+    def _admit(self, hop: str) -> bool:
+        """Lets a hop in as what it was on the node that sent it; False for one that comes too late.
+
+        Raises _Refused for a forged or stray one.
+        """
         if self.signer is None:
             raise _Refused(answers.FORGED)
         try:
             found = self.signer.verify(hop, self.exchange.signed(), time.time())
+        except signing.TooLate as error:
+            if time.monotonic() > _complained.get(str(error), -COMPLAINT) + COMPLAINT:
+                _complained[str(error)] = time.monotonic()
+                logger.warning("A request from another node is not served: %s.", error)
+            return False
         except signing.SignatureError as error:
             logger.warning("A request that claims to come from another node is refused: %s.", error)
             raise _Refused(answers.FORGED) from None
@@ -177,6 +191,7 @@ class _Course:
             raise _Refused(answers.LOOP)
         self.exchange.restore(found)
         self.is_from_node = True
+        return True
 
     def _nothing_done(self) -> HttpResponse:
         """Tells the node that sent the request that it may send it elsewhere, or here again."""
@@ -238,6 +253,9 @@ class _Course:
         """Pauses before the next look, each time longer. Raises _Refused when the request has waited long enough."""
         left = self._until() - time.monotonic()
         if left <= 0:
+            why = f": {self.not_sent}" if self.not_sent else ""
+            path, patience = escape_uri_path(self.request.path_info), self.settings.handover_timeout
+            logger.warning("%s %s found no primary for %g s%s", self.request.method, path, patience, why)
             raise _Refused(answers.NOT_AVAILABLE)
         yield Pause(min(self.next_pause, left))
         self.next_pause = min(self.next_pause * GROWTH, SEARCH)
@@ -404,7 +422,8 @@ class _Course:
         )
         try:
             response: Forwarded = yield Send(outgoing)
-        except NotSent:
+        except NotSent as error:
+            self.not_sent = f"{primary.name} takes no connection at {primary.url} ({error})"
             return None
         except ClientGone:
             raise _Refused(answers.INCOMPLETE) from None

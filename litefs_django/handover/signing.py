@@ -36,6 +36,10 @@ class SignatureError(Exception):
     """This is no hop of this cluster, or no longer. The message is safe to log."""
 
 
+class TooLate(SignatureError):
+    """It was one of this cluster, and has waited for too long: on a node that stood still, for instance."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """What a hop's signature covers of the request itself: `target` is the path with its query, as on the wire."""
@@ -69,7 +73,7 @@ class Signer:
         return f"{_encode(claims)}.{_encode(_mac(self._hop_keys[0], claims, request))}"
 
     def verify(self, value: str, request: Request, now: float) -> Hop:
-        """The hop that this value of HOP stands for. Raises SignatureError."""
+        """The hop that this value of HOP stands for. Raises SignatureError, TooLate among them."""
         if len(value) > _LONGEST:
             raise SignatureError("it is too long")
         head, _, tail = value.partition(".")
@@ -81,7 +85,8 @@ class Signer:
             raise SignatureError("its signature does not fit the request")
         source, target, scheme, client, issued, until = json.loads(claims)
         if not issued - WINDOW <= now <= until:
-            raise SignatureError("it is too old, or the nodes' clocks differ by more than 10 s")
+            kind = TooLate if now > until else SignatureError
+            raise kind("it is too old, or the nodes' clocks differ by more than 10 s")
         return Hop(source=source, target=target, scheme=scheme, client=client)
 
     def sign_answer(self, hop: str) -> str:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from django.http.response import HttpResponseBase
 from django.test import RequestFactory, override_settings
 
 from litefs_django import conf
 from litefs_django.handover import course as module
 from litefs_django.handover.course import Look, Pause, Send, course
 from litefs_django.handover.signing import ANSWER, HOP, Signer
-from litefs_django.handover.transport import Forwarded
+from litefs_django.handover.transport import Forwarded, NotSent
 from tests.machine import SECRET
 
 NODES = {name: {"ADDRESS": name, "URL": f"http://{name}:8000"} for name in ("web1", "web2", "web3")}
@@ -35,11 +37,11 @@ def _on_a_replica(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def begin() -> module.Steps[object]:
+def begin() -> module.Steps[HttpResponseBase]:
     return course(RequestFactory().post("/", {"text": "x"}))
 
 
-def answer_of(steps: module.Steps[object], name: str, value: str) -> object:
+def answer_of(steps: module.Steps[HttpResponseBase], name: str, value: str) -> object:
     """What comes of it when the node answers with this header."""
     try:
         return steps.send(Forwarded(iter(()), 200, "OK", [(name, value)]))
@@ -47,11 +49,26 @@ def answer_of(steps: module.Steps[object], name: str, value: str) -> object:
         return end.value
 
 
-def forward(steps: module.Steps[object]) -> None:
+def forward(steps: module.Steps[HttpResponseBase]) -> None:
     """To web2, as LiteFS says."""
     assert isinstance(next(steps), Look)
     assert isinstance(steps.send(conf.get_settings().cluster.get("web2")), Send)
     assert isinstance(answer_of(steps, "X", "done"), Forwarded)
+
+
+def unreachable(steps: module.Steps[HttpResponseBase]) -> HttpResponseBase:
+    """What comes of it when web2 is the primary and takes no connection."""
+    step = next(steps)
+    while True:
+        try:
+            if isinstance(step, Send):
+                step = steps.throw(NotSent("Connection refused"))
+            else:
+                time.sleep(step.seconds if isinstance(step, Pause) else 0)
+                step = steps.send(conf.get_settings().cluster.get("web2"))
+        except StopIteration as end:
+            response: HttpResponseBase = end.value
+            return response
 
 
 def test_who_has_just_answered_is_sent_the_next_request_without_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,3 +94,11 @@ def test_a_body_that_can_be_sent_but_once_is_not_sent_without_a_look() -> None:
     forward(begin())
     with override_settings(FILE_UPLOAD_MAX_MEMORY_SIZE=0):
         assert isinstance(next(begin()), Look)
+
+
+def test_why_nobody_was_reached_is_logged(settings: Any, caplog: pytest.LogCaptureFixture) -> None:
+    settings.LITEFS = {**settings.LITEFS, "HANDOVER_TIMEOUT": 0.01}
+    assert unreachable(begin()).status_code == 503
+    assert caplog.messages[0] == (
+        "POST / found no primary for 0.01 s: web2 takes no connection at http://web2:8000 (Connection refused)"
+    )

@@ -48,7 +48,6 @@ def test_forged_and_altered_signatures(site: Site) -> None:
         good = hop(node)
         for value in (
             hop(node, secret="another secret that is long enough for one"),
-            hop(node, age=12),
             hop(node, age=-12),
             good[:-1],
             good[:50],
@@ -67,6 +66,17 @@ def test_forged_and_altered_signatures(site: Site) -> None:
         assert send(node, good, method="PUT") == 403
         other_host = [FORM, (HOP, good), ("Host", "www.example.com")]
         assert node.fetch("POST", "/post/", b"name=never", other_host).status == 403
+    assert "never" not in names(site)
+
+
+def test_one_that_comes_too_late_is_done_nothing_of(site: Site) -> None:
+    """The node that sent it is told so, and may send it elsewhere: this one may have stood still meanwhile."""
+    for node in (site.primary, site.replica):
+        value = hop(node, age=12)
+        reply = node.fetch("POST", "/post/", b"name=never", [FORM, (HOP, value)])
+        assert reply.status == 503
+        assert Signer([SECRET]).is_answer(reply.get(ANSWER) or "", value)
+        assert "A request from another node is not served: it is too old" in node.output()
     assert "never" not in names(site)
 
 
