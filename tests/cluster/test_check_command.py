@@ -22,7 +22,7 @@ from tests.cluster.commands import run
 from tests.cluster.nodes import LiteFSNode, StaticCluster
 from tests.cluster.plain import write
 from tests.cluster.run.conftest import StartNodes, start_nodes
-from tests.machine import wait_until
+from tests.machine import free_ports, wait_until
 
 __all__ = ["start_nodes"]
 
@@ -117,6 +117,24 @@ def test_a_healthy_cluster(start_nodes: StartNodes) -> None:
         # One machine has one clock.
         assert re.match(r"they differ by [01]\.\d s at most", of(found, "clocks")["message"])
         assert "whose databases take" in of(found, "disk")["message"]
+
+
+def test_the_urls_of_nodes_that_run(cluster: StaticCluster) -> None:
+    """Whoever listens there could be its application; where nobody does no request can be handed over."""
+    first, second, third = cluster.nodes
+    third.kill()
+    ports = dict(zip(first.litefs["NODES"], free_ports(3), strict=True))
+    with socket.create_server(("127.0.0.1", ports[second.name])):
+        nodes = {
+            name: {**member, "URL": f"http://127.0.0.1:{ports[name]}"} for name, member in first.litefs["NODES"].items()
+        }
+        assert not [it for it in check(first, NODES=nodes)[1] if it["subject"] == "handover"]
+        found = of(check(second, NODES=nodes)[1], "handover")
+    assert found["level"] == "warning"
+    assert found["message"].startswith(
+        f'LITEFS["NODES"]["{first.name}"]["URL"]: no connection is taken at {nodes[first.name]["URL"]} '
+        "(Connection refused)"
+    )
 
 
 def test_its_text(cluster: StaticCluster) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,7 @@ from litefs_django._litefs.survey import NodeReport, survey
 MountState = Literal["none", "answers", "hangs", "dead", "closed"]
 
 _MOUNT_TIMEOUT = 1.0
+_CONNECT_TIMEOUT = 2.0
 _CLOCKS_DIFFER = 1.0  # seconds; what LiteFS tells is not more exact
 _HARDLY_ANY_SPACE = 4 << 20
 _LITTLE_SPACE = 64 << 20
@@ -73,6 +75,7 @@ def check_up(settings: LiteFSSettings) -> Iterator[Finding]:
     if refused:
         yield Finding("error", "cluster", refused, "Until then litefs_run does not start this node.")
     yield from _cluster(settings, nodes, state, reports)
+    yield from _urls(settings, [report for report in reports if report.info])
     yield from _clocks(nodes, [report.name for report in reports if report.info and report.name != cluster.node])
     yield _disk(settings.data_path)
 
@@ -228,6 +231,27 @@ def _cluster(
         yield Finding(level, "cluster", problem.reason, problem.hint)
     if not problems:
         yield Finding("ok", "cluster", "the nodes that answer belong together and are in sync")
+
+
+def _urls(settings: LiteFSSettings, answering: Sequence[NodeReport]) -> Iterator[Finding]:
+    """Whether requests could be handed to the other nodes that run."""
+    if settings.handover != "forward":
+        return
+    for node in settings.cluster.others:
+        if node.url is None or all(report.name != node.name for report in answering):
+            continue
+        url = urlsplit(node.url)
+        port = url.port or (443 if url.scheme == "https" else 80)
+        try:
+            socket.create_connection((url.hostname, port), _CONNECT_TIMEOUT).close()
+        except OSError as error:
+            yield Finding(
+                "warning",
+                "handover",
+                f'LITEFS["NODES"]["{node.name}"]["URL"]: no connection is taken at {node.url} '
+                f"({error.strerror or error}), so no request can be handed to it.",
+                "It has to be the application server of that node itself, running, and reached from this machine.",
+            )
 
 
 def _described(report: NodeReport) -> str:
