@@ -140,7 +140,7 @@ def say_at_last(nodes: list[Node], *, check: bool, done: bool) -> None:
         for node in nodes:
             print("".join(node.output), end="")
     elif done and not check and "TOX_ENV_NAME" in os.environ:
-        print("Stopped. tox will say 'evaluation failed', as it does after each Ctrl-C: it is no error.")
+        print("Stopped. After Ctrl-C tox says 'evaluation failed', as it always does then: it is no error.")
 
 
 def stop(node: Node) -> bool:
@@ -173,7 +173,8 @@ Try this:
   - Look into Django's admin on any node: {other.url}/admin/ (user admin, password {password}).
   - Kill {primary.name}, with all that it runs: kill -9 {primary.pid}
     Another node is the primary within about three seconds: go on posting on the others, and see who it is at the foot
-    of the pages. {primary.name} is started again after {AWAY_SECONDS} s, and follows.
+    of the pages. A post that was under way may end in a page that says that it is not known whether it was saved.
+    {primary.name} is started again after {AWAY_SECONDS} s, and follows.
 
 Ctrl-C stops everything and removes the directory, and so does: kill {os.getpid()}
 """

@@ -164,8 +164,8 @@ def _lease_problems(lease: Mapping[str, Any] | None) -> Iterator[Problem]:
 
 def _diverged_problem(alone: Diverged, directory: Path) -> Problem:
     return Problem(
-        f"Not in the cluster: {alone}. What was acknowledged here had not been sent when this node stopped being the "
-        f"primary. It is kept in {directory / alone.database} until: manage.py litefs_status --dismiss"
+        f"Not in the cluster: {alone}. This had not been sent when this node stopped being the primary. It is kept in "
+        f"{directory / alone.database} until: manage.py litefs_status --dismiss"
     )
 
 
