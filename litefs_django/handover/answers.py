@@ -41,6 +41,7 @@ class Answer:
 MALFORMED = Answer(400, "Bad request", "The request is malformed.")
 INCOMPLETE = Answer(400, "Bad request", "The request's body did not arrive as a whole.")
 FORGED = Answer(403, "Forbidden", "This request claims to come from another node, and does not.")
+LATE = Answer(403, "Too late", "This request comes from another node, and too late.")
 LENGTH_REQUIRED = Answer(411, "Length required", "Send the request again with a Content-Length.")
 PARTLY_SAVED = Answer(
     500,

@@ -18,7 +18,7 @@ from django.http.response import HttpResponseBase
 from django.utils.encoding import escape_uri_path
 
 from litefs_django import conf, node
-from litefs_django._litefs.settings import LiteFSSettings, Node
+from litefs_django._litefs.settings import LiteFSSettings, Node, redacted
 from litefs_django.exceptions import HandOver, NotPrimaryError
 from litefs_django.handover import answers, cookie, marks, note, signing
 from litefs_django.handover.answers import Answer
@@ -129,14 +129,14 @@ class _Course:
         self.deadline: float | None = None
         self.next_pause = PAUSE
         self.has_said_why = False
-        # Why the request could not be sent, last.
-        self.not_sent = ""
+        # Why the request could not be sent, by the node's name.
+        self.not_sent: dict[str, str] = {}
         # Whether the browser's cookie is ahead of the primary: of a database that is no more.
         self.is_ahead = False
 
     def steps(self) -> Steps[HttpResponseBase]:
         if self.exchange.hop is not None and not self._admit(self.exchange.hop):
-            return self._nothing_done()
+            return self._nothing_done(answers.LATE)
         try:
             self.exchange.read_small_body()
         except UnreadablePostError:
@@ -193,11 +193,11 @@ class _Course:
         self.is_from_node = True
         return True
 
-    def _nothing_done(self) -> HttpResponse:
+    def _nothing_done(self, answer: Answer = answers.NOT_AVAILABLE) -> HttpResponse:
         """Tells the node that sent the request that it may send it elsewhere, or here again."""
         assert self.signer is not None
         assert self.exchange.hop is not None
-        response = answers.NOT_AVAILABLE.response(self.request)
+        response = answer.response(self.request)
         response[signing.ANSWER] = self.signer.sign_answer(self.exchange.hop)
         # The request goes on: it is not for the log.
         response._has_been_logged = True  # type: ignore[attr-defined]
@@ -253,7 +253,7 @@ class _Course:
         """Pauses before the next look, each time longer. Raises _Refused when the request has waited long enough."""
         left = self._until() - time.monotonic()
         if left <= 0:
-            why = f": {self.not_sent}" if self.not_sent else ""
+            why = "".join(f"; {each}" for each in self.not_sent.values())
             path, patience = escape_uri_path(self.request.path_info), self.settings.handover_timeout
             logger.warning("%s %s found no primary for %g s%s", self.request.method, path, patience, why)
             raise _Refused(answers.NOT_AVAILABLE)
@@ -420,10 +420,11 @@ class _Course:
             timeout=self.settings.handover_timeout,
             connect_timeout=self._connect_timeout(is_needed=is_needed),
         )
+        begun = time.monotonic()
         try:
             response: Forwarded = yield Send(outgoing)
         except NotSent as error:
-            self.not_sent = f"{primary.name} takes no connection at {primary.url} ({error})"
+            self.not_sent[primary.name] = f"{primary.name} takes no connection at {redacted(primary.url)} ({error})"
             return None
         except ClientGone:
             raise _Refused(answers.INCOMPLETE) from None
@@ -434,7 +435,7 @@ class _Course:
             path = request.target.partition("?")[0]
             logger.warning("%s %s was sent to %r and not answered: %s.", request.method, path, primary.name, error)
             raise _Refused(answers.UNKNOWN) from None
-        return self._unless_nothing_done(primary, response, hop)
+        return self._unless_nothing_done(primary, response, hop, begun)
 
     def _connect_timeout(self, *, is_needed: bool) -> float:
         """Seconds. Well below those for an answer, so that it is known that nothing was sent."""
@@ -452,11 +453,20 @@ class _Course:
         length = len(body.data) if body.data is not None else body.length or 0
         return self.signer.sign(hop, request, time.time(), length)
 
-    def _unless_nothing_done(self, primary: Node, response: Forwarded, hop: str) -> Forwarded | None:
+    def _unless_nothing_done(self, primary: Node, response: Forwarded, hop: str, begun: float) -> Forwarded | None:
         answer = response.answer
         assert self.signer is not None
         if answer is not None and self.signer.is_answer(answer, hop):
             let_go(response)
+            self.not_sent.pop(primary.name, None)
+            if response.status_code == answers.LATE.status and time.monotonic() - begun < signing.WINDOW:
+                logger.warning(
+                    "No request can be handed to %r: its clock is more than %g s ahead of this node's, %r.",
+                    primary.name,
+                    signing.WINDOW,
+                    self.settings.cluster.node,
+                )
+                raise _Refused(answers.NOT_AVAILABLE)
             return None
         _answered[primary.name] = time.monotonic()
         return response

@@ -12,6 +12,7 @@ from django.test import RequestFactory, override_settings
 
 from litefs_django import conf
 from litefs_django.handover import course as module
+from litefs_django.handover import signing
 from litefs_django.handover.course import Look, Pause, Send, course
 from litefs_django.handover.signing import ANSWER, HOP, Signer
 from litefs_django.handover.transport import Forwarded, NotSent
@@ -41,10 +42,10 @@ def begin() -> module.Steps[HttpResponseBase]:
     return course(RequestFactory().post("/", {"text": "x"}))
 
 
-def answer_of(steps: module.Steps[HttpResponseBase], name: str, value: str) -> object:
+def answer_of(steps: module.Steps[HttpResponseBase], name: str, value: str, status: int = 200) -> object:
     """What comes of it when the node answers with this header."""
     try:
-        return steps.send(Forwarded(iter(()), 200, "OK", [(name, value)]))
+        return steps.send(Forwarded(iter(()), status, "", [(name, value)]))
     except StopIteration as end:
         return end.value
 
@@ -96,9 +97,29 @@ def test_a_body_that_can_be_sent_but_once_is_not_sent_without_a_look() -> None:
         assert isinstance(next(begin()), Look)
 
 
+@pytest.mark.parametrize("window", [10.0, 0.0])
+def test_one_that_is_said_to_come_too_late(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, window: float
+) -> None:
+    """It has waited on a node that stood still, and is sent again; or else the clocks differ."""
+    monkeypatch.setattr(signing, "WINDOW", window)
+    forward(begin())
+    steps = begin()
+    sent = next(steps)
+    assert isinstance(sent, Send)
+    nothing_done = Signer((SECRET,)).sign_answer(dict(sent.outgoing.headers)[HOP])
+    answer = answer_of(steps, ANSWER, nothing_done, status=403)
+    if window:
+        assert isinstance(answer, HttpResponseBase)
+        assert answer.status_code == 503
+        assert "'web2': its clock is more than 10 s ahead of this node's, 'web1'" in caplog.messages[0]
+    else:
+        assert isinstance(answer, Pause)
+
+
 def test_why_nobody_was_reached_is_logged(settings: Any, caplog: pytest.LogCaptureFixture) -> None:
     settings.LITEFS = {**settings.LITEFS, "HANDOVER_TIMEOUT": 0.01}
     assert unreachable(begin()).status_code == 503
     assert caplog.messages[0] == (
-        "POST / found no primary for 0.01 s: web2 takes no connection at http://web2:8000 (Connection refused)"
+        "POST / found no primary for 0.01 s; web2 takes no connection at http://web2:8000 (Connection refused)"
     )
