@@ -226,6 +226,7 @@ class LeaseServer:
         self._asking.discard(session)
         if applied is None:
             self._end_for_good(session)
+            self.on_change()  # it may have been granted
             return None
         if session in self._ended or not applied.is_done or applied.state.lease is None:
             return False
