@@ -9,6 +9,7 @@ import errno
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -28,7 +29,7 @@ from litefs_django._litefs.node.lease_checkup import check_lease
 from litefs_django._litefs.node.mounts import is_mounted, unmount_command
 from litefs_django._litefs.node_file import NodeFile
 from litefs_django._litefs.reach import Reach, reach
-from litefs_django._litefs.settings import LiteFSSettings
+from litefs_django._litefs.settings import LiteFSSettings, redacted
 from litefs_django._litefs.survey import NodeReport, survey
 
 MountState = Literal["none", "answers", "hangs", "dead", "closed"]
@@ -234,24 +235,36 @@ def _cluster(
 
 
 def _urls(settings: LiteFSSettings, answering: Sequence[NodeReport]) -> Iterator[Finding]:
-    """Whether requests could be handed to the other nodes that run."""
-    if settings.handover != "forward":
+    """Whether requests could be handed to the other nodes that run. Each connects in a thread, as in survey."""
+    if settings.handover != "forward" or settings.cluster.this.is_witness:
         return
-    for node in settings.cluster.others:
-        if node.url is None or all(report.name != node.name for report in answering):
-            continue
-        url = urlsplit(node.url)
-        port = url.port or (443 if url.scheme == "https" else 80)
+    running = {report.name for report in answering}
+    urls = {node.name: node.url for node in settings.cluster.others if node.url and node.name in running}
+    problems = dict.fromkeys(urls, f"no answer within {_CONNECT_TIMEOUT:g} s")
+
+    def connect(name: str, url: str) -> None:
+        parts = urlsplit(url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
         try:
-            socket.create_connection((url.hostname, port), _CONNECT_TIMEOUT).close()
+            socket.create_connection((parts.hostname, port), _CONNECT_TIMEOUT).close()
+            problems[name] = ""
         except OSError as error:
-            yield Finding(
-                "warning",
-                "handover",
-                f'LITEFS["NODES"]["{node.name}"]["URL"]: no connection is taken at {node.url} '
-                f"({error.strerror or error}), so no request can be handed to it.",
-                "It has to be the application server of that node itself, running, and reached from this machine.",
-            )
+            problems[name] = error.strerror or str(error)
+
+    threads = [threading.Thread(target=connect, args=each, daemon=True) for each in urls.items()]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + _CONNECT_TIMEOUT
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    for name, problem in [each for each in problems.items() if each[1]]:
+        yield Finding(
+            "warning",
+            "handover",
+            f'LITEFS["NODES"]["{name}"]["URL"]: no connection is taken at {redacted(urls[name])} ({problem}), so no '
+            "request can be handed to it.",
+            "It has to be the application server of that node itself, running, and reached from this machine.",
+        )
 
 
 def _described(report: NodeReport) -> str:
