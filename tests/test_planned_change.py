@@ -7,6 +7,7 @@ tests/cluster/run/test_planned_change.py.
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -247,3 +248,17 @@ def test_gates_are_renewed_unless_they_are_held_or_waited_for(tmp_path: Path) ->
         assert gates.renew()
         assert after.acquire(0)
         assert gates.take(0) == ["db"]
+
+
+def test_a_gate_that_cannot_be_taken_keeps_none_of_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that has no file descriptor left would not run this test either."""
+    gates = CommitGates(tmp_path, ["db", "other"])
+
+    def acquire(*args: object) -> bool:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(gates._gates["db"], "acquire", acquire)
+    with pytest.raises(OSError, match="Too many open files"):
+        gates.take(0)
+    assert gates._gates["other"].is_held
+    gates.release()

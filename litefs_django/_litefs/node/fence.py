@@ -68,7 +68,7 @@ class Fence:
         interval, said = 0.0, ""
         while not self._stopped.wait(interval):
             try:
-                interval = self._step()
+                interval, said = self._step(), ""
             except (OSError, RuntimeError) as error:  # no file descriptor or no thread is left: it is tried again
                 interval = _CLOSE_INTERVAL
                 if str(error) != said:

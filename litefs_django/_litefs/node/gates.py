@@ -23,16 +23,23 @@ class CommitGates:
     def take(self, timeout: float, *, for_good: bool = False) -> list[str]:
         """Takes those that are not held yet. The databases whose gate was not free within `timeout` seconds.
 
+        Raises OSError or RuntimeError where no file descriptor or no thread is left, when it has tried all.
+
         After `for_good` nothing releases them but the end of this process.
         """
         deadline = time.monotonic() + timeout
+        missing, errors = [], []
         with self._lock:
             self._is_for_good = self._is_for_good or for_good
-            return [
-                name
-                for name, gate in self._gates.items()
-                if not gate.is_held and not gate.acquire(max(0.0, deadline - time.monotonic()))
-            ]
+            for name, gate in self._gates.items():
+                try:
+                    if not gate.is_held and not gate.acquire(max(0.0, deadline - time.monotonic())):
+                        missing.append(name)
+                except (OSError, RuntimeError) as error:  # no file descriptor or no thread is left
+                    errors.append(error)
+        if errors:
+            raise errors[0]
+        return missing
 
     def renew(self) -> bool:
         """Puts new lock files in the place of the old ones, between one LiteFS and the next.

@@ -67,7 +67,7 @@ class LeaseProcess:
         if self._child is None:
             if self._backoff.is_over:
                 self._start()
-        elif self._progress.is_stalled(self._node_file.lease_beat, time.monotonic()):
+        elif self._progress.is_stalled(beat := self._node_file.lease_beat, time.monotonic(), is_due=beat > 0):
             if not self._child.is_ending:
                 self._say("the lease process hangs: it is ended")
             self._child.end(_GRACE)
