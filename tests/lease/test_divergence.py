@@ -133,13 +133,17 @@ def test_what_it_alone_has_is_not_taken_for_the_cluster_s(was_primary: Path) -> 
     assert [(it.first, it.last) for it in diverged.find(was_primary)] == [(4, 5)]
 
 
-def test_what_has_come_from_the_primary_is_not_kept_when_the_node_starts_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A busy primary's are tens of thousands, which would all have to be linked, compared and dropped."""
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Above which TXIDs this node was told to keep its files, each time; it keeps none."""
     kept: list[Any] = []
     monkeypatch.setattr(diverged, "keep", lambda data_path, files, floors: kept.append(floors))
     (tmp_path / "lease").mkdir()
+    return kept
+
+
+def test_what_has_come_from_the_primary_is_not_kept_when_the_node_starts_again(tmp_path: Path, kept: list[Any]) -> None:
+    """A busy primary's are tens of thousands, which would all have to be linked, compared and dropped."""
     write_ltx(tmp_path, "a", 2)
 
     def start(grant: int) -> None:
@@ -158,14 +162,10 @@ def test_what_has_come_from_the_primary_is_not_kept_when_the_node_starts_again(
 
 
 def test_a_replica_that_was_ahead_keeps_that_though_it_has_missed_who_came_next(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, kept: list[Any]
 ) -> None:
-    kept: list[Any] = []
-    monkeypatch.setattr(diverged, "keep", lambda data_path, files, floors: kept.append(floors))
-    (tmp_path / "lease").mkdir()
     for txid in range(1, 6):
         write_ltx(tmp_path, "a", txid)
-
     for each in (state(2, 5, (1, 2)), state(4, 9, (1, 2), (2, 5), (3, 3))):
         follow(tmp_path, each, lambda: position(5), lambda: position(5))
     assert kept == [{"a": 5}, {"a": 3}]

@@ -79,6 +79,10 @@ class Writers:
         assert codes == [-signal.SIGTERM] * len(codes), "a writer has ended by itself"
 
     def writes(self) -> list[Write]:
+        return sorted(itertools.chain.from_iterable(self._by_writer().values()), key=lambda write: write.at)
+
+    def _by_writer(self) -> dict[Path, list[Write]]:
+        """Each writer's, by its log."""
         for log in self._logs:
             with log.open("rb") as file:
                 file.seek(self._read[log])
@@ -87,7 +91,7 @@ class Writers:
             for line in whole.decode().splitlines():
                 outcome, name, at = line.split()
                 self._found[log].append(Write(outcome, name, float(at)))
-        return sorted(itertools.chain.from_iterable(self._found.values()), key=lambda write: write.at)
+        return self._found
 
     def wait_for_more(self, count: int) -> None:
         """Until so many more writes are acknowledged."""
@@ -101,13 +105,11 @@ class Writers:
 
     def wait_until_all_write(self) -> None:
         """Until each has written once more: none hangs on the mount of a LiteFS that was killed (docs/backend.rst)."""
-        self.writes()
-        before = {log: len(found) for log, found in self._found.items()}
+        before = {log: len(found) for log, found in self._by_writer().items()}
 
         def do_all_write() -> bool:
             self._replace_killed()
-            self.writes()
-            return all(len(found) > before[log] for log, found in self._found.items())
+            return all(len(found) > before[log] for log, found in self._by_writer().items())
 
         wait_until(do_all_write, "each writer writes")
 
@@ -122,8 +124,7 @@ class Writers:
 
     def longest_wait(self) -> float:
         """The longest time for which one of them had no write acknowledged."""
-        self.writes()
-        times = [[write.at for write in found if write.outcome == "done"] for found in self._found.values()]
+        times = [[write.at for write in found if write.outcome == "done"] for found in self._by_writer().values()]
         return max(after - before for each in times for before, after in itertools.pairwise(each))
 
 
