@@ -129,9 +129,8 @@ class Node:
         for key, port in self._ports().items():
             yield port, f'LITEFS["NODES"]["{self.name}"]["{key}"]'
         if self.url is not None:
-            parts = urlsplit(self.url)
-            if parts.hostname == self.address.lower():
-                port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+            host, port = endpoint(self.url)
+            if host == self.address.lower():
                 yield port, f'LITEFS["NODES"]["{self.name}"]["URL"]'
 
 
@@ -457,6 +456,12 @@ def check_port(problems: _Problems, setting: str, port: int) -> None:
     """Notes a port that no server can listen on."""
     if not 1 <= port <= 65535:
         problems.note("E004", setting, f"{port!r} is not a port.", "Use 1 to 65535.")
+
+
+def endpoint(url: str) -> tuple[str | None, int]:
+    """Host and port that a URL without `url_problem` leads to."""
+    parts = urlsplit(url)
+    return parts.hostname, parts.port or {"http": 80, "https": 443}[parts.scheme]
 
 
 def redacted(url: str) -> str:

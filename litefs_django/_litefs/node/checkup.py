@@ -9,7 +9,6 @@ import errno
 import os
 import socket
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -29,8 +28,8 @@ from litefs_django._litefs.node.lease_checkup import check_lease
 from litefs_django._litefs.node.mounts import is_mounted, unmount_command
 from litefs_django._litefs.node_file import NodeFile
 from litefs_django._litefs.reach import Reach, reach
-from litefs_django._litefs.settings import LiteFSSettings, redacted
-from litefs_django._litefs.survey import NodeReport, survey
+from litefs_django._litefs.settings import LiteFSSettings, endpoint, redacted
+from litefs_django._litefs.survey import NodeReport, all_at_once, survey
 
 MountState = Literal["none", "answers", "hangs", "dead", "closed"]
 
@@ -76,8 +75,9 @@ def check_up(settings: LiteFSSettings) -> Iterator[Finding]:
     if refused:
         yield Finding("error", "cluster", refused, "Until then litefs_run does not start this node.")
     yield from _cluster(settings, nodes, state, reports)
-    yield from _urls(settings, [report for report in reports if report.info])
-    yield from _clocks(nodes, [report.name for report in reports if report.info and report.name != cluster.node])
+    running = [report.name for report in reports if report.info and report.name != cluster.node]
+    yield from _urls(settings, running)
+    yield from _clocks(nodes, running)
     yield _disk(settings.data_path)
 
 
@@ -234,37 +234,32 @@ def _cluster(
         yield Finding("ok", "cluster", "the nodes that answer belong together and are in sync")
 
 
-def _urls(settings: LiteFSSettings, answering: Sequence[NodeReport]) -> Iterator[Finding]:
-    """Whether requests could be handed to the other nodes that run. Each connects in a thread, as in survey."""
+def _urls(settings: LiteFSSettings, running: Sequence[str]) -> Iterator[Finding]:
+    """Whether requests could be handed to these nodes."""
     if settings.handover != "forward" or settings.cluster.this.is_witness:
         return
-    running = {report.name for report in answering}
-    urls = {node.name: node.url for node in settings.cluster.others if node.url and node.name in running}
-    problems = dict.fromkeys(urls, f"no answer within {_CONNECT_TIMEOUT:g} s")
+    urls = {node.name: node.url for node in settings.cluster.nodes if node.url and node.name in running}
 
-    def connect(name: str, url: str) -> None:
-        parts = urlsplit(url)
-        port = parts.port or (443 if parts.scheme == "https" else 80)
+    def connect(name: str) -> str:
         try:
-            socket.create_connection((parts.hostname, port), _CONNECT_TIMEOUT).close()
-            problems[name] = ""
+            socket.create_connection(endpoint(urls[name]), _CONNECT_TIMEOUT).close()
         except OSError as error:
-            problems[name] = error.strerror or str(error)
+            return error.strerror or str(error)
+        return ""
 
-    threads = [threading.Thread(target=connect, args=each, daemon=True) for each in urls.items()]
-    for thread in threads:
-        thread.start()
-    deadline = time.monotonic() + _CONNECT_TIMEOUT
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
-    for name, problem in [each for each in problems.items() if each[1]]:
-        yield Finding(
-            "warning",
-            "handover",
-            f'LITEFS["NODES"]["{name}"]["URL"]: no connection is taken at {redacted(urls[name])} ({problem}), so no '
-            "request can be handed to it.",
-            "It has to be the application server of that node itself, running, and reached from this machine.",
-        )
+    def late(name: str) -> str:
+        return f"no answer within {_CONNECT_TIMEOUT:g} s"
+
+    problems = all_at_once(list(urls), connect, _CONNECT_TIMEOUT, late)
+    for name, problem in zip(urls, problems, strict=True):
+        if problem:
+            yield Finding(
+                "warning",
+                "handover",
+                f'LITEFS["NODES"]["{name}"]["URL"]: no connection is taken at {redacted(urls[name])} ({problem}), so '
+                "no request can be handed to it.",
+                "It has to be the application server of that node itself, running, and reached from this machine.",
+            )
 
 
 def _described(report: NodeReport) -> str:
